@@ -1,0 +1,252 @@
+"""GAN: a generator learns to draw images that a discriminator, which learns at the same time, takes for real.
+
+Goodfellow et al. 2014, arXiv:1406.2661. With s(x) the raw score of D and D(x) = sigmoid(s(x)) the probability that x is
+real, the two play (eq. 1)
+
+    min_G max_D V(D, G) = E_x[log D(x)] + E_z[log(1 - D(G(z)))].
+
+For a fixed G the best D is p / (p + q) (Proposition 1), p the density of the data and q that of G's images, and then
+V = -log 4 + 2 JSD(p || q) (Theorem 1): G descends the Jensen-Shannon divergence. Where D wins, the second term is flat;
+so in practice G ascends E_z[log D(G(z))], the non-saturating loss (section 3).
+
+    python vanilla_gan.py                           # MNIST, or drawn digits when offline
+    python vanilla_gan.py --loss minimax            # the game as written
+    diff vanilla_gan.py dcgan.py                    # its child; fgan.py is the other one
+
+Departures from the paper:
+ 1. Batch normalisation in G, and LeakyReLU for maxout in D: without them G collapses to a single digit.
+ 2. Adam for SGD with momentum, G faster than D; both rates fall to 0 over the second half of the run.
+ 3. tanh and pixels in [-1, 1] for sigmoid and [0, 1]; a Gaussian z.
+"""
+import math
+import sys
+import time
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from common import batches, get_device, load_data, save_grid
+
+SCRIPT = Path(__file__).stem
+
+
+def parse_args(argv=None, saved=None):
+    """The options; one that argv does not give has its saved value or, without one, its default."""
+    parser = ArgumentParser(SCRIPT, description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"{SCRIPT}: {message}\n")
+    add = parser.add_argument
+    add("--n_epochs", type=int, default=10, help="passes over the data")
+    add("--batch_size", type=int, default=64, help="images per step")
+    add("--lr_g", type=float, default=1e-3, help="Adam: learning rate of the generator")
+    add("--lr_d", type=float, default=4e-4, help="Adam: learning rate of the discriminator")
+    add("--b1", type=float, default=0.5, help="Adam: decay of the gradients' running mean")
+    add("--b2", type=float, default=0.999, help="Adam: decay of their squares' running mean")
+    add("--latent_dim", type=int, default=100, help="dimension of z")
+    add("--img_size", type=int, help="side of the images (None: the dataset's own, 64 for a folder)")
+    add("--dataset", default="auto", help="auto, mnist, fashion, cifar10, glyphs or a folder of images")
+    add("--data_dir", default="data", help="where the datasets lie, or are downloaded to")
+    add("--sample_interval", type=int, default=500, help="steps between two printed lines and grids")
+    add("--out_dir", default=f"runs/{SCRIPT}", help="folder of the run; -2, -3, ... is added when one lies there")
+    add("--resume", metavar="CHECKPOINT", help="go on with this run, its options and its folder")
+    add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
+    add("--cuda", action="store_true", help="train on a CUDA device")
+    add("--loss", choices=["non_saturating", "minimax"], default="non_saturating", help="loss of the generator")
+    parser.set_defaults(**saved or {})
+    return parser.parse_args(argv)
+
+
+class Generator(nn.Module):
+    """z (N, latent_dim) -> images (N, C, H, W) in [-1, 1]."""
+
+    def __init__(self, latent_dim, img_shape):
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.layers = nn.Sequential(
+            nn.Linear(latent_dim, 256), nn.BatchNorm1d(256), nn.ReLU(),
+            nn.Linear(256, 512), nn.BatchNorm1d(512), nn.ReLU(),
+            nn.Linear(512, 1024), nn.BatchNorm1d(1024), nn.ReLU(),
+            nn.Linear(1024, math.prod(img_shape)), nn.Tanh(), nn.Unflatten(1, img_shape),
+        )
+
+    def forward(self, z):
+        return self.layers(z)
+
+
+class Discriminator(nn.Module):
+    """Images (N, C, H, W) -> raw scores s (N, 1); sigmoid(s) is the probability that the image is real."""
+
+    def __init__(self, img_shape):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(math.prod(img_shape), 1024), nn.LeakyReLU(0.2), nn.Dropout(0.3),
+            nn.Linear(1024, 512), nn.LeakyReLU(0.2), nn.Dropout(0.3),
+            nn.Linear(512, 256), nn.LeakyReLU(0.2), nn.Dropout(0.3),
+            nn.Linear(256, 1),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def discriminator_loss(s_real, s_fake, args):
+    """-V(D, G) (eq. 1) from raw scores (N, 1): -log D(x) = softplus(-s), -log(1 - D(G(z))) = softplus(s)."""
+    return nn.functional.softplus(-s_real).mean() + nn.functional.softplus(s_fake).mean()
+
+
+def generator_loss(s_fake, args):
+    """-E[log D(G(z))] or, for minimax, E[log(1 - D(G(z)))], from the raw scores (N, 1) of generated images."""
+    if args.loss == "minimax":
+        return -nn.functional.softplus(s_fake).mean()
+    return nn.functional.softplus(-s_fake).mean()
+
+
+def train_step(G, D, opt_G, opt_D, x, y, args):
+    """A step of D, one of G on images x (N, C, H, W), labels y (N,). Returns losses, mean raw scores, V(D, G)
+    and (V + log 4) / 2, which is at most JSD(p || q), in nats, because D is at most as good as D*; detached."""
+    z = torch.randn(len(x), G.latent_dim, device=x.device)
+    fake = G(z)
+
+    # (1) Update D: score x up and G(z) down. G is detached, so this step leaves it alone.
+    s_real, s_fake = D(x), D(fake.detach())
+    loss_D = discriminator_loss(s_real, s_fake, args)
+    opt_D.zero_grad()
+    loss_D.backward()
+    opt_D.step()
+
+    # (2) Update G: have the new D score the same G(z) up. inputs= spares the gradients of D, which nobody needs here.
+    loss_G = generator_loss(D(fake), args)
+    opt_G.zero_grad()
+    loss_G.backward(inputs=list(G.parameters()))
+    opt_G.step()
+
+    values = {"loss_D": loss_D, "loss_G": loss_G, "s(x)": s_real.mean(), "s(G(z))": s_fake.mean(),
+              "V": -loss_D, "JSD>=": (math.log(4) - loss_D) / 2}
+    return {name: value.detach() for name, value in values.items()}
+
+
+@torch.no_grad()
+def sample(G, D, args):
+    """The picture, as save_grid's arguments: 64 images, of the same z at every call."""
+    z = torch.randn(64, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
+    training = G.training
+    images = G.eval()(z.to(next(G.parameters()).device))
+    G.train(training)
+    return {"images": images, "n_columns": 8}
+
+
+def setup(args, device):
+    """The data, and the arguments of the two networks that fit it."""
+    data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed)
+    shape = tuple(data.images.shape[1:])
+    return data, {"latent_dim": args.latent_dim, "img_shape": shape}, {"img_shape": shape}
+
+
+def load_checkpoint(path):
+    """A checkpoint of this script, on the CPU. Raises ValueError when the file is none."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        assert checkpoint["script"] == SCRIPT, f"it is one of {checkpoint['script']}"
+    except Exception as error:  # torch.load answers a damaged or foreign file in a dozen ways
+        raise ValueError(f"{path} is no checkpoint of {SCRIPT}: {str(error).splitlines()[0]}.") from error
+    return checkpoint
+
+
+def load_generator(path):
+    """The trained generator of a checkpoint, in eval mode, on the CPU."""
+    checkpoint = load_checkpoint(path)
+    G = Generator(**checkpoint["config_G"])
+    G.load_state_dict(checkpoint["G"])
+    return G.eval()
+
+
+def write_losses(folder, names, rows):
+    """losses.csv, and its columns as the curves of losses.png."""
+    (folder / "losses.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in [names, *rows]))
+    axes = Figure(figsize=(8, 5), layout="constrained").subplots()
+    axes.plot([row[1] for row in rows], [row[2:] for row in rows], label=names[2:])
+    axes.legend(title="against the step")
+    axes.figure.savefig(folder / "losses.png")
+
+
+def main(argv=None):
+    """One run: train for n_epochs and leave grids, losses and a checkpoint in a folder of its own."""
+    args, saved, done, rows, total, count = parse_args(argv), None, 0, [], 0, 0
+    try:
+        if args.resume:
+            saved = load_checkpoint(args.resume)
+            args = parse_args(argv, saved["args"])
+        if min(args.n_epochs, args.latent_dim, args.sample_interval) < 1:
+            raise ValueError("--n_epochs, --latent_dim and --sample_interval must be at least 1.")
+        device = get_device(args.cuda)
+        torch.manual_seed(args.seed)
+        data, config_G, config_D = setup(args, device)
+        if not 2 <= args.batch_size <= len(data.images):
+            raise ValueError(f"--batch_size must be from 2 to {len(data.images)}, the number of images.")
+        if saved and saved["config_G"] != config_G:
+            raise ValueError(f"{args.resume} has a generator {saved['config_G']}, the options ask for {config_G}.")
+        G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
+        opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
+        opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
+        folder, i = Path(args.resume).parent if saved else Path(args.out_dir), 2
+        while not saved and (folder / "losses.csv").exists():
+            folder, i = Path(f"{args.out_dir}-{i}"), i + 1
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "losses.csv").open("a" if saved else "x").close()  # the folder is taken from here on
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"{SCRIPT}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+    parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D}
+
+    def save(epoch):
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"script": SCRIPT, "args": vars(args) | {"dataset": data.name, "out_dir": None, "resume": None},
+                  "config_G": config_G, "epoch": epoch, "rows": rows,
+                  "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+        torch.save(state, folder / "checkpoint.tmp")
+        (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")  # killed at any moment, it leaves a whole file
+
+    if saved:
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        done, rows = saved["epoch"], saved["rows"]
+        torch.set_rng_state(saved["rng"])
+        torch.cuda.set_rng_state_all(saved["cuda_rng"])
+    else:
+        save(0)
+    n_steps, start = len(data.images) // args.batch_size, time.perf_counter()
+    n_total = args.n_epochs * n_steps
+    try:
+        for epoch in range(done, args.n_epochs):
+            for i, (x, y) in enumerate(batches(data, args.batch_size), 1):
+                step = epoch * n_steps + i
+                for opt in (opt_G, opt_D):  # constant over the first half of the run, then linearly to 0
+                    opt.param_groups[0]["lr"] = opt.defaults["lr"] * min(1, 2 * (n_total - step + 1) / n_total)
+                values = train_step(G, D, opt_G, opt_D, x, y, args)
+                total, count = total + torch.stack(list(values.values())), count + 1
+                speed = (step - done * n_steps) / (time.perf_counter() - start)
+                line = (f"\repoch {epoch + 1:2}/{args.n_epochs}  step {step:6}/{n_total}  {speed:6.1f} steps/s"
+                        f"  {(n_total - step) / speed / 60:5.1f} min left")
+                if step % args.sample_interval == 0 or i == n_steps:
+                    means = total / count
+                    print(line, *(f"{name} {mean:6.3f}" for name, mean in zip(values, means, strict=True)), sep="  ")
+                    if not means.isfinite().all():
+                        sys.exit(f"{SCRIPT}: a loss is no longer finite: lower --lr_g or --lr_d.")
+                    rows.append([epoch + 1, step, *means.tolist()])
+                    save_grid(folder / f"{step:06}.png", **sample(G, D, args))
+                    total, count = 0, 0
+                elif sys.stdout.isatty():
+                    print(line, end="", flush=True)
+            write_losses(folder, ["epoch", "step", *values], rows)
+            save(epoch + 1)
+        save_grid(folder / "samples.png", **sample(G, D, args))
+        print(folder / "samples.png")
+    except KeyboardInterrupt:
+        sys.exit(f"\nStopped; from the last epoch's end: python {SCRIPT}.py --resume {folder / 'checkpoint.pt'}")
+
+
+if __name__ == "__main__":
+    main()
