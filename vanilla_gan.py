@@ -150,7 +150,7 @@ def load_checkpoint(path):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         assert checkpoint["script"] == SCRIPT, f"it is one of {checkpoint['script']}"
     except Exception as error:  # torch.load answers a damaged or foreign file in a dozen ways
-        raise ValueError(f"{path} is no checkpoint of {SCRIPT}: {str(error).splitlines()[0]}.") from error
+        raise ValueError(f"{path} is no checkpoint of {SCRIPT}: {str(error).partition(chr(10))[0]}.") from error
     return checkpoint
 
 
@@ -190,6 +190,7 @@ def main(argv=None):
         G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
         opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
         opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
+        parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D}
         folder, i = Path(args.resume).parent if saved else Path(args.out_dir), 2
         while not saved and (folder / "losses.csv").exists():
             folder, i = Path(f"{args.out_dir}-{i}"), i + 1
@@ -198,8 +199,6 @@ def main(argv=None):
     except (OSError, ValueError, RuntimeError) as error:
         print(f"{SCRIPT}: {error}", file=sys.stderr)
         sys.exit(2)
-
-    parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D}
 
     def save(epoch):
         state = {name: part.state_dict() for name, part in parts.items()}
@@ -215,8 +214,7 @@ def main(argv=None):
         done, rows = saved["epoch"], saved["rows"]
         torch.set_rng_state(saved["rng"])
         torch.cuda.set_rng_state_all(saved["cuda_rng"])
-    else:
-        save(0)
+    save(done)
     n_steps, start = len(data.images) // args.batch_size, time.perf_counter()
     n_total = args.n_epochs * n_steps
     try:
@@ -228,7 +226,7 @@ def main(argv=None):
                 values = train_step(G, D, opt_G, opt_D, x, y, args)
                 total, count = total + torch.stack(list(values.values())), count + 1
                 speed = (step - done * n_steps) / (time.perf_counter() - start)
-                line = (f"\repoch {epoch + 1:2}/{args.n_epochs}  step {step:6}/{n_total}  {speed:6.1f} steps/s"
+                line = (f"epoch {epoch + 1:2}/{args.n_epochs}  step {step:6}/{n_total}  {speed:6.1f} steps/s"
                         f"  {(n_total - step) / speed / 60:5.1f} min left")
                 if step % args.sample_interval == 0 or i == n_steps:
                     means = total / count
@@ -239,7 +237,7 @@ def main(argv=None):
                     save_grid(folder / f"{step:06}.png", **sample(G, D, args))
                     total, count = 0, 0
                 elif sys.stdout.isatty():
-                    print(line, end="", flush=True)
+                    print(line, end="\r", flush=True)
             write_losses(folder, ["epoch", "step", *values], rows)
             save(epoch + 1)
         save_grid(folder / "samples.png", **sample(G, D, args))

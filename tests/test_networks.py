@@ -1,0 +1,60 @@
+"""Shapes, ranges and starting weights."""
+import pytest
+import torch
+from torch import nn
+
+import dcgan
+
+SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_generator_draws_images_of_the_shape_of_the_data_in_the_range_of_tanh(script, shape):
+    G = script.Generator(16, shape)
+    images = G(100 * torch.randn(8, 16))
+    assert G.latent_dim == 16
+    assert images.shape == (8, *shape)
+    assert images.abs().max() <= 1 and images.min() < -0.1 and images.max() > 0.1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_discriminator_returns_raw_scores(script, shape):
+    D = script.Discriminator(shape)
+    assert D(torch.rand(8, *shape) * 2 - 1).shape == (8, 1)
+    last = [module for module in D.modules() if not list(module.children())][-1]
+    assert isinstance(last, nn.Linear) and last.out_features == 1  # nothing squashes the score
+
+
+def test_batch_normalisation_has_an_epsilon_that_does_not_drown_the_signal(script):
+    """PyTorch-GAN's 0.8 does; so would N(0, 0.02) weights before a batch normalisation that sees too few inputs."""
+    torch.manual_seed(0)
+    G, D = script.Generator(100, (1, 28, 28)), script.Discriminator((1, 28, 28))
+    ratios = []
+    for net in (G, D):
+        for module in net.modules():
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                assert module.eps <= 1e-5
+                module.register_forward_hook(lambda m, x, _: ratios.append(
+                    x[0].transpose(0, 1).flatten(1).var(1).median() / m.eps))
+    D(torch.cat([G(torch.randn(64, 100)), torch.rand(64, 1, 28, 28) * 2 - 1]))
+    assert min(ratios) > 10
+
+
+@pytest.mark.parametrize("network", [dcgan.Generator(16, (1, 28, 28)), dcgan.Discriminator((1, 28, 28))])
+def test_dcgan_weights_start_from_a_normal_distribution(network):
+    for name, weight in network.named_parameters():
+        if weight.ndim > 1:
+            assert weight.mean().abs() < 0.002 and weight.std().item() == pytest.approx(0.02, rel=0.1), name
+
+
+def test_dcgan_has_neither_batch_normalisation_at_the_output_of_g_nor_at_the_input_of_d():
+    G, D = dcgan.Generator(16, (1, 28, 28)).layers, dcgan.Discriminator((1, 28, 28)).layers
+    assert isinstance(G[-2], nn.ConvTranspose2d) and isinstance(G[-1], nn.Tanh)
+    assert isinstance(D[0], nn.Conv2d) and isinstance(D[1], nn.LeakyReLU) and D[1].negative_slope == 0.2
+    assert not any(isinstance(module, (nn.MaxPool2d, nn.AvgPool2d, nn.Upsample)) for module in [*G, *D])
+
+
+@pytest.mark.parametrize("side", [27, 30])
+def test_dcgan_says_which_sides_it_can_draw(side):
+    with pytest.raises(ValueError, match=f"multiple of 4, not {side}"):
+        dcgan.Generator(16, (1, side, side))

@@ -1,0 +1,61 @@
+"""The README's commands run and its tables tell the truth."""
+import importlib
+import os
+import re
+import shlex
+
+import pytest
+import torch
+from conftest import ROOT, SCRIPTS
+from torchvision.utils import save_image
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for language, block in BLOCKS if not language for line in block.splitlines()]
+
+
+def test_the_readme_s_install_and_test_command_is_the_last_line_of_ci():
+    command = "pip install -r requirements.txt && pytest tests"
+    assert command in COMMANDS
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == command
+
+
+def test_every_python_command_and_the_snippet_run(tmp_path, data_dir, monkeypatch):
+    """In the README's order, shortened by options that come after its own."""
+    monkeypatch.chdir(tmp_path)
+    os.symlink(data_dir, "data")
+    os.symlink(data_dir / "MNIST", data_dir / "FashionMNIST")
+    os.makedirs("path/to/images")
+    for i in range(60):
+        save_image(torch.rand(3, 70, 66), f"path/to/images/{i}.jpg")
+    commands = [line.split("&& ")[-1] for line in COMMANDS if "python " in line]
+    assert len(commands) >= 7 and commands[0] == "python dcgan.py"
+    for command in commands:
+        name, *argv = shlex.split(command)[1:]
+        short = [] if "--resume" in argv else ["--n_epochs", "1", "--batch_size", "50"]
+        importlib.import_module(name.removesuffix(".py")).main([*argv, *short])
+    assert len(list(tmp_path.glob("runs/dcgan/0*.png"))) > 2 and (tmp_path / "runs" / "dcgan-2").is_dir()
+    snippet = next(block for language, block in BLOCKS if language == "python")
+    scope = {}
+    exec(snippet, scope)
+    assert scope["x"].shape == (16, 1, 28, 28) and scope["x"].abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_option_table_names_every_option_with_its_default(name):
+    args = vars(importlib.import_module(name).parse_args([]))
+    table = {}
+    for cells in re.findall(r"^\| (`--.*?) \|(.*?)\|", README, re.MULTILINE):
+        options = re.findall(r"--(\w+)", cells[0])
+        values = cells[1].strip().split(", ")
+        values = values if len(values) == len(options) else values * len(options)
+        table |= dict(zip(options, values, strict=True))
+    assert set(args) <= set(table)
+    for option, default in args.items():
+        told = table[option].replace("SCRIPT", name)
+        if told not in ("per script", "the dataset's own", "", "off"):
+            assert told == str(default) or float(told) == default, option
+
+
+def test_script_table_names_every_script():
+    assert re.findall(r"^\| `(\w+)\.py` \|", README, re.MULTILINE) == SCRIPTS
