@@ -1,22 +1,20 @@
 """GAN: a generator learns to draw images that a discriminator, which learns at the same time, takes for real.
 
-Goodfellow et al. 2014, arXiv:1406.2661. With s(x) the raw score of D and D(x) = sigmoid(s(x)) the probability that x is
-real, the two play (eq. 1)
+Goodfellow et al. 2014, arXiv:1406.2661. With s the raw score of D and D(x) = sigmoid(s(x)), they play (eq. 1)
 
     min_G max_D V(D, G) = E_x[log D(x)] + E_z[log(1 - D(G(z)))].
 
 For a fixed G the best D is p / (p + q) (Proposition 1), p the density of the data and q that of G's images, and then
-V = -log 4 + 2 JSD(p || q) (Theorem 1): G descends the Jensen-Shannon divergence. Where D wins, the second term is flat;
-so in practice G ascends E_z[log D(G(z))], the non-saturating loss (section 3).
+V = -log 4 + 2 JSD(p || q) (Theorem 1): G descends the Jensen-Shannon divergence. While D wins, the second term is flat;
+in practice G therefore ascends E_z[log D(G(z))], the non-saturating loss (section 3).
 
-    python vanilla_gan.py                           # MNIST, or drawn digits when offline
-    python vanilla_gan.py --loss minimax            # the game as written
-    diff vanilla_gan.py dcgan.py                    # its child; fgan.py is the other one
+    python vanilla_gan.py                   # MNIST, or drawn digits when offline
+    python vanilla_gan.py --loss minimax    # the game as written
 
 Departures from the paper:
- 1. Batch normalisation in G, and LeakyReLU for maxout in D: without them G collapses to a single digit.
- 2. Adam for SGD with momentum, G faster than D; both rates fall to 0 over the second half of the run.
- 3. tanh and pixels in [-1, 1] for sigmoid and [0, 1]; a Gaussian z.
+ 1. Batch normalisation in G, LeakyReLU for maxout in D: without them G collapses to a single digit. tanh for sigmoid.
+ 2. Adam for SGD with momentum; both learning rates fall to 0 over the second half of the run; the samples are those of
+    G's weights averaged over some 500 steps. A Gaussian z.
 """
 import math
 import sys
@@ -27,6 +25,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from common import batches, get_device, load_data, save_grid
 
@@ -40,8 +39,8 @@ def parse_args(argv=None, saved=None):
     add = parser.add_argument
     add("--n_epochs", type=int, default=10, help="passes over the data")
     add("--batch_size", type=int, default=64, help="images per step")
-    add("--lr_g", type=float, default=1e-3, help="Adam: learning rate of the generator")
-    add("--lr_d", type=float, default=4e-4, help="Adam: learning rate of the discriminator")
+    add("--lr_g", type=float, default=2e-3, help="Adam: learning rate of the generator")
+    add("--lr_d", type=float, default=8e-4, help="Adam: learning rate of the discriminator")
     add("--b1", type=float, default=0.5, help="Adam: decay of the gradients' running mean")
     add("--b2", type=float, default=0.999, help="Adam: decay of their squares' running mean")
     add("--latent_dim", type=int, default=100, help="dimension of z")
@@ -157,9 +156,9 @@ def load_checkpoint(path):
 def load_generator(path):
     """The trained generator of a checkpoint, in eval mode, on the CPU."""
     checkpoint = load_checkpoint(path)
-    G = Generator(**checkpoint["config_G"])
-    G.load_state_dict(checkpoint["G"])
-    return G.eval()
+    G = AveragedModel(Generator(**checkpoint["config_G"]))
+    G.load_state_dict(checkpoint["average"])
+    return G.module.eval()
 
 
 def write_losses(folder, names, rows):
@@ -190,7 +189,8 @@ def main(argv=None):
         G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
         opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
         opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
-        parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D}
+        average = AveragedModel(G, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)  # of some 500 steps
+        parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "average": average}
         folder, i = Path(args.resume).parent if saved else Path(args.out_dir), 2
         while not saved and (folder / "losses.csv").exists():
             folder, i = Path(f"{args.out_dir}-{i}"), i + 1
@@ -201,11 +201,9 @@ def main(argv=None):
         sys.exit(2)
 
     def save(epoch):
-        state = {name: part.state_dict() for name, part in parts.items()}
-        state |= {"script": SCRIPT, "args": vars(args) | {"dataset": data.name, "out_dir": None, "resume": None},
-                  "config_G": config_G, "epoch": epoch, "rows": rows,
-                  "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
-        torch.save(state, folder / "checkpoint.tmp")
+        torch.save({"script": SCRIPT, "args": vars(args) | {"dataset": data.name, "out_dir": None, "resume": None},
+                    "config_G": config_G, "epoch": epoch, "rows": rows, **{k: v.state_dict() for k, v in parts.items()},
+                    "rng": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}, folder / "checkpoint.tmp")
         (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")  # killed at any moment, it leaves a whole file
 
     if saved:
@@ -213,7 +211,7 @@ def main(argv=None):
             part.load_state_dict(saved[name])
         done, rows = saved["epoch"], saved["rows"]
         torch.set_rng_state(saved["rng"])
-        torch.cuda.set_rng_state_all(saved["cuda_rng"])
+        torch.cuda.set_rng_state_all(saved["cuda"])
     save(done)
     n_steps, start = len(data.images) // args.batch_size, time.perf_counter()
     n_total = args.n_epochs * n_steps
@@ -224,23 +222,24 @@ def main(argv=None):
                 for opt in (opt_G, opt_D):  # constant over the first half of the run, then linearly to 0
                     opt.param_groups[0]["lr"] = opt.defaults["lr"] * min(1, 2 * (n_total - step + 1) / n_total)
                 values = train_step(G, D, opt_G, opt_D, x, y, args)
+                average.update_parameters(G)
                 total, count = total + torch.stack(list(values.values())), count + 1
                 speed = (step - done * n_steps) / (time.perf_counter() - start)
                 line = (f"epoch {epoch + 1:2}/{args.n_epochs}  step {step:6}/{n_total}  {speed:6.1f} steps/s"
                         f"  {(n_total - step) / speed / 60:5.1f} min left")
                 if step % args.sample_interval == 0 or i == n_steps:
                     means = total / count
-                    print(line, *(f"{name} {mean:6.3f}" for name, mean in zip(values, means, strict=True)), sep="  ")
+                    print(line, *(f"{name} {mean:6.3f}" for name, mean in zip(values, means)), sep="  ", flush=True)
                     if not means.isfinite().all():
                         sys.exit(f"{SCRIPT}: a loss is no longer finite: lower --lr_g or --lr_d.")
                     rows.append([epoch + 1, step, *means.tolist()])
-                    save_grid(folder / f"{step:06}.png", **sample(G, D, args))
+                    save_grid(folder / f"{step:06}.png", **sample(average.module, D, args))
                     total, count = 0, 0
                 elif sys.stdout.isatty():
                     print(line, end="\r", flush=True)
             write_losses(folder, ["epoch", "step", *values], rows)
             save(epoch + 1)
-        save_grid(folder / "samples.png", **sample(G, D, args))
+        save_grid(folder / "samples.png", **sample(average.module, D, args))
         print(folder / "samples.png")
     except KeyboardInterrupt:
         sys.exit(f"\nStopped; from the last epoch's end: python {SCRIPT}.py --resume {folder / 'checkpoint.pt'}")

@@ -51,11 +51,11 @@ def test_run_leaves_grids_losses_and_a_checkpoint_of_plain_types(script, run_opt
 
     checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert checkpoint["epoch"] == 3 and checkpoint["args"]["batch_size"] == 50
-    assert {"G", "D", "opt_G", "opt_D", "rng", "cuda_rng"} <= set(checkpoint)
+    assert {"G", "D", "opt_G", "opt_D", "average", "rng", "cuda"} <= set(checkpoint)
     assert checkpoint["rows"][-1][2] == float(rows[-1]["loss_D"])
     G = script.load_generator(tmp_path / "run" / "checkpoint.pt")
     assert not G.training and G.latent_dim == 100
-    assert all(torch.equal(value, checkpoint["G"][name]) for name, value in G.state_dict().items())
+    assert all(torch.equal(value, checkpoint["average"][f"module.{name}"]) for name, value in G.state_dict().items())
     assert G(torch.randn(2, 100)).shape == (2, 1, 28, 28)
 
 
@@ -66,6 +66,18 @@ def test_a_printed_line_is_the_mean_over_its_steps(data_dir, tmp_path, monkeypat
     dcgan.main([*options(data_dir), "--out_dir", str(tmp_path / "run")])
     rows = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["rows"]
     assert [row[2] for row in rows] == [1.0, 3.0, 4.5, 6.5, 8.0, 10.0]
+
+
+def test_the_generator_that_is_kept_is_the_exponential_average_of_all_steps(data_dir, tmp_path, monkeypatch):
+    step, weights = dcgan.train_step, []
+    monkeypatch.setattr(dcgan, "train_step", lambda G, *rest: (
+        step(G, *rest), weights.append(G.layers[0].weight.detach().clone()))[0])
+    dcgan.main([*options(data_dir), "--out_dir", str(tmp_path / "run")])
+    average = weights[0]
+    for weight in weights[1:]:
+        average = 0.998 * average + 0.002 * weight
+    kept = dcgan.load_generator(tmp_path / "run" / "checkpoint.pt").layers[0].weight
+    assert torch.allclose(kept, average, atol=1e-6) and not torch.allclose(kept, weights[-1], atol=1e-6)
 
 
 def test_learning_rates_fall_to_zero_over_the_second_half(data_dir, tmp_path, monkeypatch):
