@@ -27,7 +27,7 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from torchvision.utils import make_grid
 
 TORCHVISION = {"mnist": datasets.MNIST, "fashion": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
-DOWNLOAD_TIMEOUT = 10  # seconds that a server may stay silent before the next mirror is tried
+DOWNLOAD_TIMEOUT = 5  # seconds that a server may stay silent before it is given up
 FOLDER_SIZE = 64  # the image side of a folder when none is asked for
 # matplotlib's faces with Western lining digits; its other faces are symbols, or lack digits
 FACES = [f"DejaVuSans{s}" for s in ("", "-Bold", "-Oblique", "-BoldOblique")]
@@ -202,7 +202,8 @@ def _load_torchvision(name, data_dir, train):
     try:
         data = kind(data_dir, train=train, download=True)
         images, labels = torch.as_tensor(data.data), torch.as_tensor(data.targets)
-        assert len(images) == len(labels)
+        if len(images) != len(labels):
+            raise ValueError("labels and images do not belong together")
     except (OSError, RuntimeError, HTTPException, ValueError, AssertionError, LookupError, EOFError) as error:
         damaged = _damaged_file(kind, data_dir)
         if damaged:
@@ -218,11 +219,16 @@ def _load_torchvision(name, data_dir, train):
 def _damaged_file(kind, data_dir):
     """The first file of a torchvision dataset under data_dir that is not what it should be, or None."""
     if kind is datasets.CIFAR10:
-        files = [(Path(data_dir, kind.base_folder, name), md5) for name, md5 in kind.train_list + kind.test_list]
-        return next((path for path, md5 in files if path.exists() and not check_integrity(str(path), md5)), None)
-    raw = Path(data_dir, kind.__name__, "raw")
+        folder = Path(data_dir, kind.base_folder)
+        files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+    else:
+        folder = Path(data_dir, kind.__name__, "raw")
+        files = kind.resources
+    for name, md5 in files:
+        if (folder / name).exists() and not check_integrity(str(folder / name), md5):
+            return folder / name
     lengths = {}
-    for path in sorted(raw.glob("*-ubyte")):
+    for path in sorted(folder.glob("*-ubyte")):
         try:
             content = (read_image_file if "images" in path.name else read_label_file)(str(path))
         except (OSError, ValueError, AssertionError, LookupError, RuntimeError):
@@ -238,7 +244,8 @@ def _load_folder(folder, img_size, train):
         raise ValueError(f"{folder} is neither auto, {', '.join(TORCHVISION)}, glyphs nor a folder of images.")
     if not train:
         raise ValueError(f"the folder {folder} has no test set.")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS and not p.name.startswith("."))
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS and p.is_file()
+                   and not any(part.startswith(".") for part in p.relative_to(folder).parts))
     if not paths:
         raise ValueError(f"the folder {folder} holds no images ({' '.join(IMG_EXTENSIONS)}).")
     names = [p.relative_to(folder).parts[0] if p.parent != folder else "" for p in paths]
@@ -247,8 +254,8 @@ def _load_folder(folder, img_size, train):
     def load(path):
         try:
             return pil_to_tensor(center_crop(resize(default_loader(path), img_size), img_size))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise OSError(f"{path} is damaged or no image; delete it.") from error
+        except Exception as error:  # Pillow answers a damaged, huge or foreign file in a dozen ways
+            raise OSError(f"{path} can't be read as an image; take it out of the folder ({error}).") from error
 
     with ThreadPoolExecutor() as pool:
         images = torch.stack(list(pool.map(load, paths)))

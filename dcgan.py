@@ -14,9 +14,10 @@ Departures from the paper:
     those of G's weights averaged over some 500 steps.
  3. Batches of 64, not 128; kernels of 4, not 5; a Gaussian z, not a uniform one.
 """
+import io
 import sys
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from pathlib import Path
 
 import torch
@@ -49,8 +50,7 @@ def parse_args(argv=None, saved=None):
     add("--resume", metavar="CHECKPOINT", help="go on with this run, its options and its folder")
     add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
     add("--cuda", action="store_true", help="train on a CUDA device")
-    parser.set_defaults(**saved or {})
-    return parser.parse_args(argv)
+    return parser.parse_args(argv, Namespace(**saved or {}))
 
 
 class Generator(nn.Module):
@@ -81,11 +81,10 @@ class Discriminator(nn.Module):
 
     def __init__(self, img_shape, width=32, hidden=512):
         super().__init__()
-        channels, side = img_shape[0], img_shape[-1]
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2),  # (N, 32, H/2, H/2)
-            nn.Conv2d(width, 2 * width, 4, 2, 1), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2),  # (N, 64, H/4, H/4)
-            nn.Flatten(), nn.Linear(2 * width * (side // 4) ** 2, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2),
+            nn.Conv2d(img_shape[0], width, 4, 2, 1), nn.LeakyReLU(0.2),  # (N, width, H/2, H/2)
+            nn.Conv2d(width, 2 * width, 4, 2, 1), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2), nn.Flatten(),
+            nn.Linear(2 * width * (img_shape[-1] // 4) ** 2, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2),
             nn.Linear(hidden, 1),
         )
         for weight in (p for p in self.parameters() if p.ndim > 1):  # not biases, not batch normalisation
@@ -148,7 +147,8 @@ def load_checkpoint(path):
     """A checkpoint of this script, on the CPU. Raises ValueError when the file is none."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        assert checkpoint["script"] == SCRIPT, f"it is one of {checkpoint['script']}"
+        if checkpoint["script"] != SCRIPT:
+            raise ValueError(f"it is one of {checkpoint['script']}")
     except Exception as error:  # torch.load answers a damaged or foreign file in a dozen ways
         raise ValueError(f"{path} is no checkpoint of {SCRIPT}: {str(error).partition(chr(10))[0]}.") from error
     return checkpoint
@@ -166,84 +166,84 @@ def write_losses(folder, names, rows):
     """losses.csv, and its columns as the curves of losses.png."""
     (folder / "losses.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in [names, *rows]))
     axes = Figure(figsize=(8, 5), layout="constrained").subplots()
-    axes.plot([row[1] for row in rows], [row[2:] for row in rows], label=names[2:])
+    axes.plot([row[1] for row in rows], [row[2:] for row in rows], marker=".", label=names[2:])
     axes.legend(title="against the step")
     axes.figure.savefig(folder / "losses.png")
 
 
 def main(argv=None):
     """One run: train for n_epochs and leave grids, losses and a checkpoint in a folder of its own."""
-    args, saved, done, rows, total, count = parse_args(argv), None, 0, [], 0, 0
+    args, saved, done, rows, recent = parse_args(argv), None, 0, [], []
     try:
         if args.resume:
             saved = load_checkpoint(args.resume)
             args = parse_args(argv, saved["args"])
-        if min(args.n_epochs, args.latent_dim, args.sample_interval) < 1:
-            raise ValueError("--n_epochs, --latent_dim and --sample_interval must be at least 1.")
+        if min(args.n_epochs, args.latent_dim, args.sample_interval, args.batch_size - 1) < 1:
+            raise ValueError("--batch_size must be at least 2; --n_epochs, --latent_dim and --sample_interval, 1.")
         device = get_device(args.cuda)
         torch.manual_seed(args.seed)
         data, config_G, config_D = setup(args, device)
-        if not 2 <= args.batch_size <= len(data.images):
-            raise ValueError(f"--batch_size must be from 2 to {len(data.images)}, the number of images.")
-        if saved and saved["config_G"] != config_G:
-            raise ValueError(f"{args.resume} has a generator {saved['config_G']}, the options ask for {config_G}.")
+        if args.batch_size > len(data.images):
+            raise ValueError(f"--batch_size {args.batch_size} is more than the {len(data.images)} images.")
         G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
         opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
         opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
         average = AveragedModel(G, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)  # of some 500 steps
         parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "average": average}
+        if saved:
+            for name, part in parts.items():
+                part.load_state_dict(saved[name])
+            done, rows = saved["epoch"], saved["rows"]
+            torch.set_rng_state(saved["rng"])
+            torch.cuda.set_rng_state_all(saved["cuda"][:torch.cuda.device_count()])
         folder, i = Path(args.resume).parent if saved else Path(args.out_dir), 2
         while not saved and (folder / "losses.csv").exists():
-            folder, i = Path(f"{args.out_dir}-{i}"), i + 1
+            folder, i = Path(f"{Path(args.out_dir)}-{i}"), i + 1
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "losses.csv").open("a" if saved else "x").close()  # the folder is taken from here on
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"{SCRIPT}: {error}", file=sys.stderr)
+    except (KeyboardInterrupt, OSError, ValueError, RuntimeError, LookupError) as error:
+        print(f"{SCRIPT}: {' '.join(str(error).split())[:300] or 'stopped'}", file=sys.stderr)
         sys.exit(2)
 
     def save(epoch):
-        torch.save({"script": SCRIPT, "args": vars(args) | {"dataset": data.name, "out_dir": None, "resume": None},
-                    "config_G": config_G, "epoch": epoch, "rows": rows, **{k: v.state_dict() for k, v in parts.items()},
-                    "rng": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}, folder / "checkpoint.tmp")
+        state = {"script": SCRIPT, "args": vars(args) | {"dataset": data.name, "out_dir": None, "resume": None},
+                 "config_G": config_G, "epoch": epoch, "rows": rows, "rng": torch.get_rng_state(),
+                 "cuda": torch.cuda.get_rng_state_all() if args.cuda else []}
+        torch.save(state | {name: part.state_dict() for name, part in parts.items()}, buffer := io.BytesIO())
+        (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())
         (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")  # killed at any moment, it leaves a whole file
 
-    if saved:
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
-        done, rows = saved["epoch"], saved["rows"]
-        torch.set_rng_state(saved["rng"])
-        torch.cuda.set_rng_state_all(saved["cuda"])
-    save(done)
-    n_steps, start = len(data.images) // args.batch_size, time.perf_counter()
-    n_total = args.n_epochs * n_steps
+    n_steps, start, step = len(data.images) // args.batch_size, time.perf_counter(), rows[-1][1] if rows else 0
+    first, last = step, step + (args.n_epochs - done) * n_steps
     try:
-        for epoch in range(done, args.n_epochs):
+        if not saved:
+            save(0)
+        for epoch in range(done + 1, args.n_epochs + 1):
             for i, (x, y) in enumerate(batches(data, args.batch_size), 1):
-                step = epoch * n_steps + i
                 for opt in (opt_G, opt_D):  # constant over the first half of the run, then linearly to 0
-                    opt.param_groups[0]["lr"] = opt.defaults["lr"] * min(1, 2 * (n_total - step + 1) / n_total)
+                    opt.param_groups[0].update(opt.defaults, lr=opt.defaults["lr"] * min(1, 2 * (1 - step / last)))
                 values = train_step(G, D, opt_G, opt_D, x, y, args)
                 average.update_parameters(G)
-                total, count = total + torch.stack(list(values.values())), count + 1
-                speed = (step - done * n_steps) / (time.perf_counter() - start)
-                line = (f"epoch {epoch + 1:2}/{args.n_epochs}  step {step:6}/{n_total}  {speed:6.1f} steps/s"
-                        f"  {(n_total - step) / speed / 60:5.1f} min left")
+                recent.append(torch.stack(list(values.values())))
+                step += 1
+                speed = (step - first) / (time.perf_counter() - start)
+                line = f"epoch {epoch:2} step {step:6}/{last} {speed:5.1f} steps/s {(last - step) / speed:5.0f} s left"
                 if step % args.sample_interval == 0 or i == n_steps:
-                    means = total / count
-                    print(line, *(f"{name} {mean:6.3f}" for name, mean in zip(values, means)), sep="  ", flush=True)
-                    if not means.isfinite().all():
-                        sys.exit(f"{SCRIPT}: a loss is no longer finite: lower --lr_g or --lr_d.")
-                    rows.append([epoch + 1, step, *means.tolist()])
+                    means = torch.stack(recent).mean(0)
+                    print(line, *(f"{name} {mean:7.3f}" for name, mean in zip(values, means)), sep="  ", flush=True)
+                    if not all(part.isfinite().all() for part in (means, *G.parameters(), *D.parameters())):
+                        sys.exit(f"{SCRIPT}: the training is no longer finite: lower --lr_g or --lr_d.")
+                    rows.append([epoch, step, *means.tolist()])
                     save_grid(folder / f"{step:06}.png", **sample(average.module, D, args))
-                    total, count = 0, 0
+                    recent.clear()
                 elif sys.stdout.isatty():
                     print(line, end="\r", flush=True)
             write_losses(folder, ["epoch", "step", *values], rows)
-            save(epoch + 1)
+            save(epoch)
         save_grid(folder / "samples.png", **sample(average.module, D, args))
         print(folder / "samples.png")
-    except KeyboardInterrupt:
-        sys.exit(f"\nStopped; from the last epoch's end: python {SCRIPT}.py --resume {folder / 'checkpoint.pt'}")
+    except (KeyboardInterrupt, OSError, torch.OutOfMemoryError) as error:
+        sys.exit(f"\n{SCRIPT}: {str(error) or 'stopped'}; python {SCRIPT}.py --resume '{folder}/checkpoint.pt' goes on")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import importlib
+import os
 import socket
 import struct
 import sys
@@ -6,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the CPU
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))

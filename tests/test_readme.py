@@ -32,7 +32,8 @@ def test_every_python_command_and_the_snippet_run(tmp_path, data_dir, monkeypatc
     assert len(commands) >= 7 and commands[0] == "python dcgan.py"
     for command in commands:
         name, *argv = shlex.split(command)[1:]
-        short = [] if "--resume" in argv else ["--n_epochs", "1", "--batch_size", "50"]
+        short = ["--n_epochs", "2"] * ("--n_epochs" in argv) if "--resume" in argv else ["--n_epochs", "1"]
+        short += ["--batch_size", "50"]
         importlib.import_module(name.removesuffix(".py")).main([*argv, *short])
     assert len(list(tmp_path.glob("runs/dcgan/0*.png"))) > 2 and (tmp_path / "runs" / "dcgan-2").is_dir()
     snippet = next(block for language, block in BLOCKS if language == "python")
