@@ -109,7 +109,7 @@ def get_device(cuda):
     return torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu")
 
 
-def save_grid(path, images, n_columns, title="", rows=(), columns=()):
+def save_grid(path, images, n_columns, title="", rows=(), columns=(), captions=()):
     """Save images as one PNG, row by row.
 
     Args:
@@ -117,19 +117,22 @@ def save_grid(path, images, n_columns, title="", rows=(), columns=()):
         images: (n, C, H, W) in [-1, 1], C = 1 or 3.
         n_columns: images per row.
         title: a line above the grid.
-        rows, columns: a label for each row, for each column, or none.
+        rows, columns, captions: a label for each row, for each column, for each image, or none.
     """
-    pad, scale = 2, 2  # pixels between two images; dots per pixel
+    pad, scale = 8 if captions else 2, 2  # pixels between two images; dots per pixel
     grid = make_grid(images.detach().cpu(), n_columns, pad, normalize=True, value_range=(-1, 1), pad_value=0.5)
     height, width = scale * grid.shape[1], scale * grid.shape[2]
     left = 8 + 7 * max((len(str(label)) for label in rows), default=0)
-    top = 8 + 16 * bool(title) + 16 * bool(columns)
+    top = 8 + 16 * bool(title) + 14 * max((str(label).count("\n") + 1 for label in columns), default=0)
     figure = Figure(((left + width + 8) / 100, (top + height + 8) / 100), dpi=100)
     axes = figure.add_axes([left / (left + width + 8), 8 / (top + height + 8),
                             width / (left + width + 8), height / (top + height + 8)])
     axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
     for axis, labels, step in ((axes.xaxis, columns, images.shape[-1]), (axes.yaxis, rows, images.shape[-2])):
         axis.set_ticks([pad + step / 2 - 0.5 + i * (step + pad) for i in range(len(labels))], labels)
+    for i, caption in enumerate(captions):
+        x, y = pad + i % n_columns * (images.shape[-1] + pad), pad + i // n_columns * (images.shape[-2] + pad)
+        axes.text(x, y - 1, caption, fontsize=7)
     axes.tick_params(length=0, pad=2, labelsize=8, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     figure.text(left / (left + width + 8), 1 - 6 / (top + height + 8), title, fontsize=8, va="top")

@@ -1,20 +1,19 @@
 """GAN: a generator learns to draw images that a discriminator, which learns at the same time, takes for real.
 
 Goodfellow et al. 2014, arXiv:1406.2661. With s the raw score of D and D(x) = sigmoid(s(x)), they play (eq. 1)
-
     min_G max_D V(D, G) = E_x[log D(x)] + E_z[log(1 - D(G(z)))].
-
 For a fixed G the best D is p / (p + q) (Proposition 1), p the density of the data and q that of G's images, and then
-V = -log 4 + 2 JSD(p || q) (Theorem 1): G descends the Jensen-Shannon divergence. While D wins, the second term is flat;
-in practice G therefore ascends E_z[log D(G(z))], the non-saturating loss (section 3).
+V = -log 4 + 2 JSD(p || q) (Theorem 1): G descends the Jensen-Shannon divergence. While D wins, the second term is flat,
+so in practice G ascends E_z[log D(G(z))], the non-saturating loss (section 3).
 
     python vanilla_gan.py                   # MNIST, or drawn digits when offline
     python vanilla_gan.py --loss minimax    # the game as written
 
 Departures from the paper:
- 1. Batch normalisation in G, LeakyReLU for maxout in D: without them G collapses to a single digit. tanh for sigmoid.
- 2. Adam for SGD with momentum; both learning rates fall to 0 over the second half of the run; the samples are those of
-    G's weights averaged over some 500 steps. A Gaussian z.
+ 1. G 256-512-1024 with batch normalisation, D with LeakyReLU and dropout, for ReLU and maxout: with plain ReLU in both,
+    G collapses to a single digit. tanh for sigmoid, a Gaussian z; one z for both steps saves a pass of G.
+ 2. Adam for SGD. Learning rates that fall to 0 over the second half of the run, and samples from an average of G over
+    some 500 steps, lower the Frechet distance.
 """
 import io
 import math
