@@ -13,9 +13,9 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the CPU
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common import draw_glyphs  # noqa: E402
+from common import Data, draw_glyphs  # noqa: E402
 
-SCRIPTS = ["vanilla_gan", "dcgan", "lsgan"]
+SCRIPTS = ["vanilla_gan", "dcgan", "cgan", "lsgan", "acgan", "infogan"]
 
 
 @pytest.fixture(params=SCRIPTS)
@@ -49,11 +49,11 @@ def data_dir(tmp_path_factory):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_options(data_dir):
-    """Options of a run of 3 epochs of 4 steps each."""
+    """Options of a run of 3 epochs of 4 steps each, on images of 8x8 to be quick."""
     return ["--dataset", "mnist", "--data_dir", str(data_dir), "--n_epochs", "3", "--batch_size", "50",
-            "--sample_interval", "3"]
+            "--sample_interval", "3", "--img_size", "8"]
 
 
 @pytest.fixture
@@ -74,12 +74,27 @@ def silent_server():
     server.close()
 
 
-def networks(script, img_shape=(1, 28, 28), latent_dim=16, lr_g=1e-3, lr_d=1e-3, seed=0, **own):
-    """G, D, their optimizers and arguments, as main makes them."""
+def networks(script, img_shape=(1, 28, 28), latent_dim=16, lr_g=1e-3, lr_d=1e-3, seed=0, options=()):
+    """G, D, their optimizers and arguments, as main makes them for images of that shape with labels 0 to 9."""
     torch.manual_seed(seed)
-    args = script.parse_args(["--lr_g", str(lr_g), "--lr_d", str(lr_d)])
-    vars(args).update(own)
-    G, D = script.Generator(latent_dim, img_shape), script.Discriminator(img_shape)
+    args = script.parse_args(["--lr_g", str(lr_g), "--lr_d", str(lr_d), "--latent_dim", str(latent_dim), *options])
+    data = Data("test", torch.zeros(1, *img_shape, dtype=torch.uint8), torch.zeros(1), list("0123456789"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "load_data", lambda *_: data)
+        _, config_G, config_D = script.setup(args, "cpu")
+    G, D = script.Generator(**config_G), script.Discriminator(**config_D)
     opt_G = torch.optim.Adam(G.parameters(), lr_g, (args.b1, args.b2), fused=True)
     opt_D = torch.optim.Adam(D.parameters(), lr_d, (args.b1, args.b2), fused=True)
     return G, D, opt_G, opt_D, args
+
+
+def codes(script, n):
+    """What the script's G takes beside z for n images: nothing, labels, or codes."""
+    if script.__name__ == "infogan":
+        return (script.sample_code(n, "cpu"),)
+    return (torch.randint(10, (n,)),) if script.__name__ in ("cgan", "acgan") else ()
+
+
+def first(output):
+    """The raw score, of whatever a D returns."""
+    return output[0] if isinstance(output, tuple) else output

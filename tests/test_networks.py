@@ -1,6 +1,7 @@
 """Shapes, ranges and starting weights."""
 import pytest
 import torch
+from conftest import codes, first, networks
 from torch import nn
 
 import dcgan
@@ -10,8 +11,8 @@ SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64)]
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_generator_draws_images_of_the_shape_of_the_data_in_the_range_of_tanh(script, shape):
-    G = script.Generator(16, shape)
-    images = G(100 * torch.randn(8, 16))
+    G = networks(script, shape)[0]
+    images = G(100 * torch.randn(8, 16), *codes(script, 8))
     assert G.latent_dim == 16
     assert images.shape == (8, *shape)
     assert images.abs().max() <= 1 and images.min() < -0.1 and images.max() > 0.1
@@ -19,16 +20,18 @@ def test_generator_draws_images_of_the_shape_of_the_data_in_the_range_of_tanh(sc
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_discriminator_returns_raw_scores(script, shape):
-    D = script.Discriminator(shape)
-    assert D(torch.rand(8, *shape) * 2 - 1).shape == (8, 1)
-    last = [module for module in D.modules() if not list(module.children())][-1]
-    assert isinstance(last, nn.Linear) and last.out_features == 1  # nothing squashes the score
+    D = networks(script, shape)[1]
+    labels = codes(script, 8) if script.__name__ == "cgan" else ()
+    assert first(D(torch.rand(8, *shape) * 2 - 1, *labels)).shape == (8, 1)
+    leaves = [module for module in D.modules() if not list(module.children())]
+    assert not any(isinstance(module, (nn.Sigmoid, nn.Softmax, nn.Tanh)) for module in leaves)
+    assert isinstance(leaves[-1], nn.Linear)  # nothing squashes the score
 
 
 def test_batch_normalisation_has_an_epsilon_that_does_not_drown_the_signal(script):
     """PyTorch-GAN's 0.8 does; so would N(0, 0.02) weights before a batch normalisation that sees too few inputs."""
     torch.manual_seed(0)
-    G, D = script.Generator(100, (1, 28, 28)), script.Discriminator((1, 28, 28))
+    G, D = networks(script, latent_dim=100)[:2]
     ratios = []
     for net in (G, D):
         for module in net.modules():
@@ -36,17 +39,20 @@ def test_batch_normalisation_has_an_epsilon_that_does_not_drown_the_signal(scrip
                 assert module.eps <= 1e-5
                 module.register_forward_hook(lambda m, x, _: ratios.append(
                     x[0].transpose(0, 1).flatten(1).var(1).median() / m.eps))
-    D(torch.cat([G(torch.randn(64, 100)), torch.rand(64, 1, 28, 28) * 2 - 1]))
+    y = codes(script, 64)
+    D(G(torch.randn(64, 100), *y), *(y if script.__name__ == "cgan" else ()))
     assert min(ratios) > 10
 
 
 def test_dcgan_weights_start_from_a_normal_distribution():
     torch.manual_seed(0)
     for network in (dcgan.Generator(16, (1, 28, 28)), dcgan.Discriminator((1, 28, 28))):
-        for name, weight in network.named_parameters():
-            if weight.ndim > 1:
-                error = 4 / weight.numel() ** 0.5  # four standard errors
-                assert weight.mean().abs() < 0.02 * error and abs(weight.std() / 0.02 - 1) < error, name
+        for name, p in network.named_parameters():
+            if "bias" in name:
+                assert (p == 0).all(), name
+            else:
+                mean, error = float(p.ndim == 1), 4 / p.numel() ** 0.5  # gains around 1; four standard errors
+                assert (p.mean() - mean).abs() < 0.02 * error and abs(p.std() / 0.02 - 1) < error, name
 
 
 def test_dcgan_has_neither_batch_normalisation_at_the_output_of_g_nor_at_the_input_of_d():

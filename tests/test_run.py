@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, codes
 
 import dcgan
 
@@ -20,16 +20,11 @@ def files(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data_dir):
+def finished(tmp_path_factory, run_options):
     """The folder of a finished run of dcgan.py."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    dcgan.main([*options(data_dir), "--out_dir", str(folder)])
+    dcgan.main([*run_options, "--out_dir", str(folder)])
     return folder
-
-
-def options(data_dir):
-    return ["--dataset", "mnist", "--data_dir", str(data_dir), "--n_epochs", "3", "--batch_size", "50",
-            "--sample_interval", "3"]
 
 
 def test_run_leaves_grids_losses_and_a_checkpoint_of_plain_types(script, run_options, tmp_path, capsys):
@@ -54,25 +49,25 @@ def test_run_leaves_grids_losses_and_a_checkpoint_of_plain_types(script, run_opt
     assert {"G", "D", "opt_G", "opt_D", "average", "rng", "cuda"} <= set(checkpoint)
     assert checkpoint["rows"][-1][2] == float(rows[-1]["loss_D"])
     G = script.load_generator(tmp_path / "run" / "checkpoint.pt")
-    assert not G.training and G.latent_dim == 100
+    assert not G.training
     assert all(torch.equal(value, checkpoint["average"][f"module.{name}"]) for name, value in G.state_dict().items())
-    assert G(torch.randn(2, 100)).shape == (2, 1, 28, 28)
+    assert G(torch.randn(2, G.latent_dim), *codes(script, 2)).shape == (2, 1, 8, 8)
 
 
-def test_a_printed_line_is_the_mean_over_its_steps(data_dir, tmp_path, monkeypatch):
+def test_a_printed_line_is_the_mean_over_its_steps(run_options, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(dcgan, "train_step", lambda *_: seen.append(len(seen)) or {
         "loss_D": torch.tensor(float(seen[-1])), "loss_G": torch.tensor(1.0)})
-    dcgan.main([*options(data_dir), "--out_dir", str(tmp_path / "run")])
+    dcgan.main([*run_options, "--out_dir", str(tmp_path / "run")])
     rows = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["rows"]
     assert [row[2] for row in rows] == [1.0, 3.0, 4.5, 6.5, 8.0, 10.0]
 
 
-def test_the_generator_that_is_kept_is_the_exponential_average_of_all_steps(data_dir, tmp_path, monkeypatch):
+def test_the_generator_that_is_kept_is_the_exponential_average_of_all_steps(run_options, tmp_path, monkeypatch):
     step, weights = dcgan.train_step, []
     monkeypatch.setattr(dcgan, "train_step", lambda G, *rest: (
         step(G, *rest), weights.append(G.layers[0].weight.detach().clone()))[0])
-    dcgan.main([*options(data_dir), "--out_dir", str(tmp_path / "run")])
+    dcgan.main([*run_options, "--out_dir", str(tmp_path / "run")])
     average = weights[0]
     for weight in weights[1:]:
         average = 0.998 * average + 0.002 * weight
@@ -80,20 +75,20 @@ def test_the_generator_that_is_kept_is_the_exponential_average_of_all_steps(data
     assert torch.allclose(kept, average, atol=1e-6) and not torch.allclose(kept, weights[-1], atol=1e-6)
 
 
-def test_learning_rates_fall_to_zero_over_the_second_half(data_dir, tmp_path, monkeypatch):
+def test_learning_rates_fall_to_zero_over_the_second_half(run_options, tmp_path, monkeypatch):
     rates = []
     step = dcgan.train_step
     monkeypatch.setattr(dcgan, "train_step", lambda G, D, opt_G, opt_D, *rest: rates.append(
         [opt.param_groups[0]["lr"] for opt in (opt_G, opt_D)]) or step(G, D, opt_G, opt_D, *rest))
-    dcgan.main([*options(data_dir), "--lr_g", "1", "--lr_d", "0.5", "--out_dir", str(tmp_path / "run")])
+    dcgan.main([*run_options, "--lr_g", "1", "--lr_d", "0.5", "--out_dir", str(tmp_path / "run")])
     factors = [1] * 7 + [5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
     assert [g for g, _ in rates] == pytest.approx(factors) and [2 * d for _, d in rates] == pytest.approx(factors)
 
 
-def test_same_seed_same_bytes_and_a_second_run_takes_a_new_folder(finished, data_dir):
+def test_same_seed_same_bytes_and_a_second_run_takes_a_new_folder(finished, run_options):
     before = files(finished)
-    dcgan.main([*options(data_dir), "--out_dir", str(finished)])
-    dcgan.main([*options(data_dir), "--out_dir", str(finished), "--seed", "1"])
+    dcgan.main([*run_options, "--out_dir", str(finished)])
+    dcgan.main([*run_options, "--out_dir", str(finished), "--seed", "1"])
     assert files(finished) == before
     assert files(Path(f"{finished}-2")) == before
     other = files(Path(f"{finished}-3"))
@@ -122,9 +117,11 @@ def test_ctrl_c_prints_the_command_that_goes_on_to_the_same_bytes(script, run_op
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
-def test_killed_at_random_moments_and_resumed_a_run_ends_with_the_bytes_of_one_never_stopped(finished, data_dir):
-    folder, rng = finished.parent / "killed", random.Random(time.time_ns())
-    command = [sys.executable, str(ROOT / "dcgan.py"), *options(data_dir), "--out_dir", str(folder)]
+def test_killed_at_random_moments_and_resumed_a_run_ends_with_the_bytes_of_one_never_stopped(run_options, tmp_path):
+    folder, rng = tmp_path / "killed", random.Random(time.time_ns())
+    longer = [*run_options, "--n_epochs", "12"]
+    dcgan.main([*longer, "--out_dir", str(tmp_path / "whole")])
+    command = [sys.executable, str(ROOT / "dcgan.py"), *longer, "--out_dir", str(folder)]
     for _ in range(3):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         process.stdout.readline()  # a first line: it trains
@@ -133,7 +130,7 @@ def test_killed_at_random_moments_and_resumed_a_run_ends_with_the_bytes_of_one_n
         assert process.wait() == -signal.SIGKILL and not (folder / "samples.png").exists()  # it was not yet done
         command = [sys.executable, str(ROOT / "dcgan.py"), "--resume", str(folder / "checkpoint.pt")]
     dcgan.main(command[2:])
-    assert files(folder) == files(finished)
+    assert files(folder) == files(tmp_path / "whole")
 
 
 def test_resume_of_a_finished_run_draws_the_picture_again(finished, capsys):

@@ -1,0 +1,250 @@
+"""Conditional GAN: both networks are told the class y of the image, so that one can ask G for a class.
+
+Mirza and Osindero 2014, arXiv:1411.1784. With s the raw score of D and D(x|y) = sigmoid(s(x, y)), D ascends (eq. 2)
+V(D, G) = E_x[log D(x|y)] + E_z[log(1 - D(G(z|y)|y))], and G ascends E_z[log D(G(z|y)|y)]. y is one-hot, beside z in G,
+and as constant planes beside x in D. To draw class 5 with a trained network:
+    python cgan.py --resume runs/cgan/checkpoint.pt --digit 5
+
+Departures from the paper: networks and optimisation are those of its parent, see `diff dcgan.py cgan.py`; the paper has
+perceptrons, in which y, z and x have a hidden layer each before they meet.
+"""
+import io
+import sys
+import time
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from common import batches, get_device, load_data, save_grid
+
+SCRIPT = Path(__file__).stem
+
+
+def parse_args(argv=None, saved=None):
+    """The options; one that argv does not give has its saved value or, without one, its default."""
+    parser = ArgumentParser(SCRIPT, description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"{SCRIPT}: {message}\n")
+    add = parser.add_argument
+    add("--n_epochs", type=int, default=10, help="passes over the data")
+    add("--batch_size", type=int, default=64, help="images per step")
+    add("--lr_g", type=float, default=2e-3, help="Adam: learning rate of the generator")
+    add("--lr_d", type=float, default=8e-4, help="Adam: learning rate of the discriminator")
+    add("--b1", type=float, default=0.5, help="Adam: decay of the gradients' running mean")
+    add("--b2", type=float, default=0.999, help="Adam: decay of their squares' running mean")
+    add("--latent_dim", type=int, default=100, help="dimension of z")
+    add("--img_size", type=int, help="side of the images (None: the dataset's own, 64 for a folder)")
+    add("--dataset", default="auto", help="auto, mnist, fashion, cifar10, glyphs or a folder of images")
+    add("--data_dir", default="data", help="where the datasets lie, or are downloaded to")
+    add("--sample_interval", type=int, default=500, help="steps between two printed lines and grids")
+    add("--out_dir", default=f"runs/{SCRIPT}", help="folder of the run; -2, -3, ... is added when one lies there")
+    add("--resume", metavar="CHECKPOINT", help="go on with this run, its options and its folder")
+    add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
+    add("--cuda", action="store_true", help="train on a CUDA device")
+    add("--digit", type=int, help="the class to draw; None: a row of each")
+    return parser.parse_args(argv, Namespace(**saved or {}))
+
+
+class Generator(nn.Module):
+    """z (N, latent_dim), y (N,) -> images (N, C, H, H) in [-1, 1]; H is a multiple of 4, else ValueError."""
+
+    def __init__(self, latent_dim, img_shape, n_classes, width=32, hidden=512):
+        super().__init__()
+        self.latent_dim, self.n_classes = latent_dim, n_classes
+        channels, side = img_shape[0], img_shape[-1]
+        if side % 4:
+            raise ValueError(f"the side of the images must be a multiple of 4, not {side}: choose one with --img_size.")
+        self.layers = nn.Sequential(
+            nn.Linear(latent_dim + n_classes, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
+            nn.Linear(hidden, 2 * width * (side // 4) ** 2),
+            nn.Unflatten(1, (2 * width, side // 4, side // 4)), nn.BatchNorm2d(2 * width), nn.ReLU(),
+            nn.ConvTranspose2d(2 * width, width, 4, 2, 1), nn.BatchNorm2d(width), nn.ReLU(),  # (N, width, H/2, H/2)
+            nn.ConvTranspose2d(width, channels, 4, 2, 1), nn.Tanh(),  # (N, C, H, H)
+        )
+        for name, p in self.named_parameters():  # the authors': normalisation gains N(1, 0.02), biases 0, rest N(0, 0.02)
+            nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
+
+    def forward(self, z, y):
+        return self.layers(torch.cat([z, nn.functional.one_hot(y, self.n_classes)], 1))
+
+
+class Discriminator(nn.Module):
+    """Images (N, C, H, H), y (N,) -> raw scores s (N, 1); sigmoid(s) is the probability that the image is real."""
+
+    def __init__(self, img_shape, n_classes, width=32, hidden=512):
+        super().__init__()
+        self.n_classes = n_classes
+        self.layers = nn.Sequential(
+            nn.Conv2d(img_shape[0] + n_classes, width, 4, 2, 1), nn.LeakyReLU(0.2),  # (N, width, H/2, H/2)
+            nn.Conv2d(width, 2 * width, 4, 2, 1), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2), nn.Flatten(),
+            nn.Linear(2 * width * (img_shape[-1] // 4) ** 2, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2),
+            nn.Linear(hidden, 1),
+        )
+        for name, p in self.named_parameters():  # the authors': normalisation gains N(1, 0.02), biases 0, rest N(0, 0.02)
+            nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
+
+    def forward(self, x, y):
+        planes = nn.functional.one_hot(y, self.n_classes)[:, :, None, None].expand(-1, -1, *x.shape[2:])
+        return self.layers(torch.cat([x, planes], 1))  # (N, C + n_classes, H, H)
+
+
+def discriminator_loss(s_real, s_fake, args):
+    """-E[log D(x)] - E[log(1 - D(G(z)))] from raw scores (N, 1): -log D = softplus(-s), -log(1 - D) = softplus(s)."""
+    return nn.functional.softplus(-s_real).mean() + nn.functional.softplus(s_fake).mean()
+
+
+def generator_loss(s_fake, args):
+    """-E[log D(G(z))] from the raw scores (N, 1) of generated images."""
+    return nn.functional.softplus(-s_fake).mean()
+
+
+def train_step(G, D, opt_G, opt_D, x, y, args):
+    """A step of D, one of G on images x (N, C, H, W), labels y (N,). Returns losses and mean raw scores, detached."""
+    z = torch.randn(len(x), G.latent_dim, device=x.device)
+    fake = G(z, y)
+
+    # (1) Update D: score x up and G(z) down. G is detached, so this step leaves it alone.
+    s_real, s_fake = D(x, y), D(fake.detach(), y)
+    loss_D = discriminator_loss(s_real, s_fake, args)
+    opt_D.zero_grad()
+    loss_D.backward()
+    opt_D.step()
+
+    # (2) Update G: have the new D score the same G(z) up. inputs= spares the gradients of D, which nobody needs here.
+    loss_G = generator_loss(D(fake, y), args)
+    opt_G.zero_grad()
+    loss_G.backward(inputs=list(G.parameters()))
+    opt_G.step()
+
+    values = {"loss_D": loss_D, "loss_G": loss_G, "s(x)": s_real.mean(), "s(G(z))": s_fake.mean()}
+    return {name: value.detach() for name, value in values.items()}
+
+
+@torch.no_grad()
+def sample(G, D, args):
+    """The picture, as save_grid's arguments: a row for each class (or for --digit), a z for each column."""
+    device, training = next(G.parameters()).device, G.training
+    classes = torch.arange(G.n_classes) if args.digit is None else torch.tensor([args.digit])
+    z = torch.randn(10, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
+    images = G.eval()(z.repeat(len(classes), 1).to(device), classes.repeat_interleave(10).to(device))
+    G.train(training)
+    return {"images": images, "n_columns": 10, "title": "rows: y; columns: z", "rows": classes.tolist()}
+
+
+def setup(args, device):
+    """The data, and the arguments of the two networks that fit it."""
+    data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed)
+    config = {"img_shape": tuple(data.images.shape[1:]), "n_classes": len(data.classes)}
+    if len(data.classes) < 2 or args.digit not in (None, *range(len(data.classes))):
+        raise ValueError(f"{data.name} has {len(data.classes)} classes; it takes two, and a --digit among them.")
+    return data, {"latent_dim": args.latent_dim, **config}, config
+
+
+def load_checkpoint(path):
+    """A checkpoint of this script, on the CPU. Raises ValueError when the file is none."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if checkpoint["script"] != SCRIPT:
+            raise ValueError(f"it is one of {checkpoint['script']}")
+    except Exception as error:  # torch.load answers a damaged or foreign file in a dozen ways
+        raise ValueError(f"{path} is no checkpoint of {SCRIPT}: {str(error).partition(chr(10))[0]}.") from error
+    return checkpoint
+
+
+def load_generator(path):
+    """The trained generator of a checkpoint, in eval mode, on the CPU."""
+    checkpoint = load_checkpoint(path)
+    G = AveragedModel(Generator(**checkpoint["config_G"]))
+    G.load_state_dict(checkpoint["average"])
+    return G.module.eval()
+
+
+def write_losses(folder, names, rows):
+    """losses.csv, and its columns as the curves of losses.png."""
+    (folder / "losses.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in [names, *rows]))
+    axes = Figure(figsize=(8, 5), layout="constrained").subplots()
+    axes.plot([row[1] for row in rows], [row[2:] for row in rows], marker=".", label=names[2:])
+    axes.legend(title="against the step")
+    axes.figure.savefig(folder / "losses.png")
+
+
+def main(argv=None):
+    """One run: train for n_epochs and leave grids, losses and a checkpoint in a folder of its own."""
+    args, saved, done, rows, recent = parse_args(argv), None, 0, [], []
+    try:
+        if args.resume:
+            saved = load_checkpoint(args.resume)
+            args = parse_args(argv, saved["args"])
+        if min(args.n_epochs, args.latent_dim, args.sample_interval, args.batch_size - 1) < 1:
+            raise ValueError("--batch_size must be at least 2; --n_epochs, --latent_dim and --sample_interval, 1.")
+        device = get_device(args.cuda)
+        torch.manual_seed(args.seed)
+        data, config_G, config_D = setup(args, device)
+        if args.batch_size > len(data.images):
+            raise ValueError(f"--batch_size {args.batch_size} is more than the {len(data.images)} images.")
+        G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
+        opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
+        opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
+        average = AveragedModel(G, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)  # of some 500 steps
+        parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "average": average}
+        if saved:
+            for name, part in parts.items():
+                part.load_state_dict(saved[name])
+            done, rows = saved["epoch"], saved["rows"]
+            torch.set_rng_state(saved["rng"])
+            torch.cuda.set_rng_state_all(saved["cuda"][:torch.cuda.device_count()])
+        folder, i = Path(args.resume).parent if saved else Path(args.out_dir), 2
+        while not saved and (folder / "losses.csv").exists():
+            folder, i = Path(f"{Path(args.out_dir)}-{i}"), i + 1
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "losses.csv").open("a" if saved else "x").close()  # the folder is taken from here on
+    except (KeyboardInterrupt, OSError, ValueError, RuntimeError, LookupError) as error:
+        print(f"{SCRIPT}: {' '.join(str(error).split())[:300] or 'stopped'}", file=sys.stderr)
+        sys.exit(2)
+
+    def save(epoch):
+        state = {"script": SCRIPT, "args": vars(args) | {"dataset": data.name, "out_dir": None, "resume": None},
+                 "config_G": config_G, "epoch": epoch, "rows": rows, "rng": torch.get_rng_state(),
+                 "cuda": torch.cuda.get_rng_state_all() if args.cuda else []}
+        torch.save(state | {name: part.state_dict() for name, part in parts.items()}, buffer := io.BytesIO())
+        (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())
+        (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")  # killed at any moment, it leaves a whole file
+
+    n_steps, start, step = len(data.images) // args.batch_size, time.perf_counter(), rows[-1][1] if rows else 0
+    first, last = step, step + (args.n_epochs - done) * n_steps
+    try:
+        if not saved:
+            save(0)
+        for epoch in range(done + 1, args.n_epochs + 1):
+            for i, (x, y) in enumerate(batches(data, args.batch_size), 1):
+                for opt in (opt_G, opt_D):  # constant over the first half of the run, then linearly to 0
+                    opt.param_groups[0].update(opt.defaults, lr=opt.defaults["lr"] * min(1, 2 * (1 - step / last)))
+                values = train_step(G, D, opt_G, opt_D, x, y, args)
+                average.update_parameters(G)
+                recent.append(torch.stack(list(values.values())))
+                step += 1
+                speed = (step - first) / (time.perf_counter() - start)
+                line = f"epoch {epoch:2} step {step:6}/{last} {speed:5.1f} steps/s {(last - step) / speed:5.0f} s left"
+                if step % args.sample_interval == 0 or i == n_steps:
+                    means = torch.stack(recent).mean(0)
+                    print(line, *(f"{name} {mean:7.3f}" for name, mean in zip(values, means)), sep="  ", flush=True)
+                    if not all(part.isfinite().all() for part in (means, *G.parameters(), *D.parameters())):
+                        sys.exit(f"{SCRIPT}: the training is no longer finite: lower --lr_g or --lr_d.")
+                    rows.append([epoch, step, *means.tolist()])
+                    save_grid(folder / f"{step:06}.png", **sample(average.module, D, args))
+                    recent.clear()
+                elif sys.stdout.isatty():
+                    print(line, end="\r", flush=True)
+            write_losses(folder, ["epoch", "step", *values], rows)
+            save(epoch)
+        save_grid(folder / "samples.png", **sample(average.module, D, args))
+        print(folder / "samples.png")
+    except (KeyboardInterrupt, OSError, torch.OutOfMemoryError) as error:
+        sys.exit(f"\n{SCRIPT}: {str(error) or 'stopped'}; python {SCRIPT}.py --resume '{folder}/checkpoint.pt' goes on")
+
+
+if __name__ == "__main__":
+    main()
