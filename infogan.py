@@ -73,7 +73,7 @@ class Generator(nn.Module):
             nn.ConvTranspose2d(2 * width, width, 4, 2, 1), nn.BatchNorm2d(width), nn.ReLU(),  # (N, width, H/2, H/2)
             nn.ConvTranspose2d(width, channels, 4, 2, 1), nn.Tanh(),  # (N, C, H, H)
         )
-        for name, p in self.named_parameters():  # the authors': normalisation gains N(1, 0.02), biases 0, rest N(0, 0.02)
+        for name, p in self.named_parameters():  # as the authors: gains from N(1, 0.02), biases 0
             nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
 
     def forward(self, z, c):
@@ -95,7 +95,7 @@ class Discriminator(nn.Module):
             nn.Linear(2 * width * (img_shape[-1] // 4) ** 2, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2),
         )
         self.score, self.category, self.continuous = nn.Linear(hidden, 1), head(N_CATEGORIES), head(2 * N_CONTINUOUS)
-        for name, p in self.named_parameters():  # the authors': normalisation gains N(1, 0.02), biases 0, rest N(0, 0.02)
+        for name, p in self.named_parameters():  # as the authors: gains from N(1, 0.02), biases 0
             nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
 
     def forward(self, x):
