@@ -125,7 +125,7 @@ def information(c, logits, mean, log_std):
     """L_I (eq. 5) in nats of the category and of the continuous codes: E[log Q(c|x)] + H(c)."""
     category, values = c[:, :N_CATEGORIES], c[:, N_CATEGORIES:]
     log_Q_cat = (category * logits.log_softmax(1)).sum(1)
-    log_Q_con = torch.distributions.Normal(mean, log_std.exp()).log_prob(values).sum(1)
+    log_Q_con = torch.distributions.Normal(mean, log_std.exp(), validate_args=False).log_prob(values).sum(1)
     return log_Q_cat.mean() + math.log(N_CATEGORIES), log_Q_con.mean() + N_CONTINUOUS * math.log(2)
 
 

@@ -5,6 +5,7 @@ from conftest import codes, first, networks
 from torch import nn
 
 import dcgan
+from common import draw_glyphs
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64)]
 
@@ -39,9 +40,10 @@ def test_batch_normalisation_has_an_epsilon_that_does_not_drown_the_signal(scrip
                 assert module.eps <= 1e-5
                 module.register_forward_hook(lambda m, x, _: ratios.append(
                     x[0].transpose(0, 1).flatten(1).var(1).median() / m.eps))
-    y = codes(script, 64)
-    D(G(torch.randn(64, 100), *y), *(y if script.__name__ == "cgan" else ()))
-    assert min(ratios) > 10
+    images, labels = draw_glyphs(64)
+    G(torch.randn(64, 100), *codes(script, 64))
+    D(images / 127.5 - 1, *([labels] if script.__name__ == "cgan" else []))
+    assert min(ratios) > 10, ratios
 
 
 def test_dcgan_weights_start_from_a_normal_distribution():
