@@ -122,7 +122,7 @@ def test_killed_at_random_moments_and_resumed_a_run_ends_with_the_bytes_of_one_n
     longer = [*run_options, "--n_epochs", "12"]
     dcgan.main([*longer, "--out_dir", str(tmp_path / "whole")])
     command = [sys.executable, str(ROOT / "dcgan.py"), *longer, "--out_dir", str(folder)]
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         process.stdout.readline()  # a first line: it trains
         time.sleep(rng.uniform(0, 0.4))

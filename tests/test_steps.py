@@ -80,7 +80,7 @@ def test_a_step_computes_the_paper_s_gradients(simple):
 
 
 def test_d_learns_to_tell_real_from_generated_and_g_to_fool_it(script):
-    images, labels = draw_glyphs(64)
+    images, labels = draw_glyphs(32)
     real = images / 127.5 - 1
 
     G, D, opt_G, opt_D, args = networks(script)
