@@ -9,8 +9,10 @@ D ascends L_S + L_C, G ascends L_C - L_S. P(S = real) is the sigmoid of a score,
 
     python acgan.py --resume runs/acgan/checkpoint.pt --digit 5    # a trained network's images of class 5
 
-Departures from the paper: networks and optimisation are those of its parent, see `diff dcgan.py acgan.py`; p(c) is
-uniform; for -L_S, G ascends E[log P(S = real | G(z, c))], whose gradient does not vanish while D wins.
+Departures from the paper:
+ 1. The networks and the optimisation of dcgan.py (see there, and `diff dcgan.py acgan.py`), for its deeper ones.
+ 2. For -L_S, G ascends E[log P(S = real | G(z, c))], whose gradient does not vanish while D wins.
+ 3. p(c) is uniform, so that no class is drawn more often than another.
 """
 import io
 import sys
@@ -21,7 +23,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from common import batches, get_device, load_data, save_grid
 
@@ -48,7 +50,7 @@ def parse_args(argv=None, saved=None):
     add("--resume", metavar="CHECKPOINT", help="go on with this run, its options and its folder")
     add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
     add("--cuda", action="store_true", help="train on a CUDA device")
-    add("--digit", type=int, help="the class to draw; None: a row of each")
+    add("--digit", type=int, default=-1, help="index of the class to draw; -1: a row of each")
     return parser.parse_args(argv, Namespace(**saved or {}))
 
 
@@ -110,23 +112,23 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     c = torch.randint(G.n_classes, (len(x),), device=x.device)
     fake = G(z, c)
 
-    # (1) Update D: score x up and G(z) down. G is detached, so this step leaves it alone.
-    (s_real, c_real), (s_fake, c_fake) = D(x), D(fake.detach())
-    L_C = -nn.functional.cross_entropy(c_real, y) - nn.functional.cross_entropy(c_fake, c)
+    # (1) Update D: score x up and G(z, c) down, and name the class of both. G is detached: this step leaves it alone.
+    (s_real, logits_real), (s_fake, logits_fake) = D(x), D(fake.detach())
+    L_C = -nn.functional.cross_entropy(logits_real, y) - nn.functional.cross_entropy(logits_fake, c)
     loss_D = discriminator_loss(s_real, s_fake, args) - L_C
     opt_D.zero_grad()
     loss_D.backward()
     opt_D.step()
 
-    # (2) Update G: have the new D score the same G(z) up. inputs= spares the gradients of D, which nobody needs here.
+    # (2) Update G: have the new D score G(z, c) up and name c. inputs= spares the gradients of D, which nobody needs.
     s, logits = D(fake)
     loss_G = generator_loss(s, args) + nn.functional.cross_entropy(logits, c)
     opt_G.zero_grad()
     loss_G.backward(inputs=list(G.parameters()))
     opt_G.step()
-
     values = {"loss_D": loss_D, "loss_G": loss_G, "s(x)": s_real.mean(), "s(G(z))": s_fake.mean(),
-              "acc(x)": (c_real.argmax(1) == y).float().mean(), "acc(G(z))": (c_fake.argmax(1) == c).float().mean()}
+              "acc(x)": (logits_real.argmax(1) == y).float().mean(),
+              "acc(G(z))": (logits_fake.argmax(1) == c).float().mean()}
     return {name: value.detach() for name, value in values.items()}
 
 
@@ -134,22 +136,22 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
 def sample(G, D, args):
     """The picture, as save_grid's arguments: a row for each class (or for --digit), captioned with D's prediction."""
     device, training = next(G.parameters()).device, (G.training, D.training)
-    classes = torch.arange(G.n_classes) if args.digit is None else torch.tensor([args.digit])
+    classes = torch.arange(G.n_classes) if args.digit < 0 else torch.tensor([args.digit])
     z = torch.randn(10, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
     c = classes.repeat_interleave(10)
     images = G.eval()(z.repeat(len(classes), 1).to(device), c.to(device))
     predicted = D.eval()(images)[1].argmax(1).tolist()
     G.train(training[0]), D.train(training[1])
-    return {"images": images, "n_columns": 10, "title": "asked: predicted", "rows": classes.tolist(),
+    return {"images": images, "n_columns": 10, "rows": [args.classes[k] for k in classes], "title": "asked: predicted",
             "captions": [f"{asked}: {named}" for asked, named in zip(c.tolist(), predicted)]}
 
 
 def setup(args, device):
     """The data, and the arguments of the two networks that fit it."""
     data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed)
-    config = {"img_shape": tuple(data.images.shape[1:]), "n_classes": len(data.classes)}
-    if len(data.classes) < 2 or args.digit not in (None, *range(len(data.classes))):
-        raise ValueError(f"{data.name} has {len(data.classes)} classes; it takes two, and a --digit among them.")
+    args.classes, config = data.classes, {"img_shape": tuple(data.images.shape[1:]), "n_classes": len(data.classes)}
+    if len(data.classes) < 2 or not -1 <= args.digit < len(data.classes):
+        raise ValueError(f"{data.name} has classes 0 to {len(data.classes) - 1}: it takes two, and --digit from them.")
     return data, {"latent_dim": args.latent_dim, **config}, config
 
 
@@ -198,7 +200,8 @@ def main(argv=None):
         G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
         opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
         opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
-        average = AveragedModel(G, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)  # of some 500 steps
+        average = AveragedModel(G, avg_fn=lambda old, new, n: old.float().lerp(new.float(), max(0.002, 10 / (n + 10))),
+                                use_buffers=True)  # of about the last tenth of the steps, 500 at most
         parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "average": average}
         if saved:
             for name, part in parts.items():

@@ -1,12 +1,12 @@
 """Conditional GAN: both networks are told the class y of the image, so that one can ask G for a class.
 
 Mirza and Osindero 2014, arXiv:1411.1784. With s the raw score of D and D(x|y) = sigmoid(s(x, y)), D ascends (eq. 2)
-V(D, G) = E_x[log D(x|y)] + E_z[log(1 - D(G(z|y)|y))], and G ascends E_z[log D(G(z|y)|y)]. y is one-hot, beside z in G,
-and as constant planes beside x in D. To draw class 5 with a trained network:
+V(D, G) = E_x[log D(x|y)] + E_z[log(1 - D(G(z|y)|y))] and G descends it. y is one-hot, beside z in G, and as constant
+planes beside x in D. To draw class 5 with a trained network:
     python cgan.py --resume runs/cgan/checkpoint.pt --digit 5
-
-Departures from the paper: networks and optimisation are those of its parent, see `diff dcgan.py cgan.py`; the paper has
-perceptrons, in which y, z and x have a hidden layer each before they meet.
+Departures from the paper:
+ 1. Networks and optimisation are those of dcgan.py (see there, and `diff dcgan.py cgan.py`), for perceptrons.
+ 2. G ascends E_z[log D(G(z|y)|y)] instead, whose gradient does not vanish while D wins.
 """
 import io
 import sys
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from common import batches, get_device, load_data, save_grid
 
@@ -44,7 +44,7 @@ def parse_args(argv=None, saved=None):
     add("--resume", metavar="CHECKPOINT", help="go on with this run, its options and its folder")
     add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
     add("--cuda", action="store_true", help="train on a CUDA device")
-    add("--digit", type=int, help="the class to draw; None: a row of each")
+    add("--digit", type=int, default=-1, help="index of the class to draw; -1: a row of each")
     return parser.parse_args(argv, Namespace(**saved or {}))
 
 
@@ -87,7 +87,7 @@ class Discriminator(nn.Module):
             nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
 
     def forward(self, x, y):
-        planes = nn.functional.one_hot(y, self.n_classes)[:, :, None, None].expand(-1, -1, *x.shape[2:])
+        planes = nn.functional.one_hot(y, self.n_classes).to(x)[:, :, None, None].expand(-1, -1, *x.shape[2:])
         return self.layers(torch.cat([x, planes], 1))  # (N, C + n_classes, H, H)
 
 
@@ -118,7 +118,6 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     opt_G.zero_grad()
     loss_G.backward(inputs=list(G.parameters()))
     opt_G.step()
-
     values = {"loss_D": loss_D, "loss_G": loss_G, "s(x)": s_real.mean(), "s(G(z))": s_fake.mean()}
     return {name: value.detach() for name, value in values.items()}
 
@@ -127,19 +126,19 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
 def sample(G, D, args):
     """The picture, as save_grid's arguments: a row for each class (or for --digit), a z for each column."""
     device, training = next(G.parameters()).device, G.training
-    classes = torch.arange(G.n_classes) if args.digit is None else torch.tensor([args.digit])
+    classes = torch.arange(G.n_classes) if args.digit < 0 else torch.tensor([args.digit])
     z = torch.randn(10, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
     images = G.eval()(z.repeat(len(classes), 1).to(device), classes.repeat_interleave(10).to(device))
     G.train(training)
-    return {"images": images, "n_columns": 10, "title": "rows: y; columns: z", "rows": classes.tolist()}
+    return {"images": images, "n_columns": 10, "rows": [args.classes[k] for k in classes]}
 
 
 def setup(args, device):
     """The data, and the arguments of the two networks that fit it."""
     data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed)
-    config = {"img_shape": tuple(data.images.shape[1:]), "n_classes": len(data.classes)}
-    if len(data.classes) < 2 or args.digit not in (None, *range(len(data.classes))):
-        raise ValueError(f"{data.name} has {len(data.classes)} classes; it takes two, and a --digit among them.")
+    args.classes, config = data.classes, {"img_shape": tuple(data.images.shape[1:]), "n_classes": len(data.classes)}
+    if len(data.classes) < 2 or not -1 <= args.digit < len(data.classes):
+        raise ValueError(f"{data.name} has classes 0 to {len(data.classes) - 1}: it takes two, and --digit from them.")
     return data, {"latent_dim": args.latent_dim, **config}, config
 
 
@@ -188,7 +187,8 @@ def main(argv=None):
         G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
         opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
         opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
-        average = AveragedModel(G, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)  # of some 500 steps
+        average = AveragedModel(G, avg_fn=lambda old, new, n: old.float().lerp(new.float(), max(0.002, 10 / (n + 10))),
+                                use_buffers=True)  # of about the last tenth of the steps, 500 at most
         parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "average": average}
         if saved:
             for name, part in parts.items():

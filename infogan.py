@@ -10,7 +10,11 @@ lambda weighs what L_I teaches the shared layers and G; with 0 it is the GAN of 
     python infogan.py                                   # MNIST, or drawn digits when offline; its labels are not used
     python infogan.py --lambda_cat 0 --lambda_con 0     # the paper's control
 
-Departures from the paper: networks and optimisation are those of its parent, see `diff dcgan.py infogan.py`.
+Departures from the paper:
+ 1. Trunks and optimisation are those of dcgan.py (see there, and `diff dcgan.py infogan.py`), learning rates and the 62
+    dimensions of z the paper's. G ascends E[log D(G(z, c))], as in the authors' program.
+ 2. Q has a head for each kind of code, so that lambda can be chosen for each: 0.1 for the continuous, whose L_I has no
+    ceiling. Q itself learns at full weight, in D's step; lambda scales what goes back from it.
 """
 import io
 import math
@@ -23,13 +27,13 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from common import batches, get_device, load_data, save_grid
 
 SCRIPT = Path(__file__).stem
 N_CATEGORIES, N_CONTINUOUS = 10, 2
-load_test_data = cache(load_data)
+HAVE_TEST_SETS, load_test_data = ("mnist", "fashion", "cifar10", "glyphs"), cache(load_data)
 
 
 def parse_args(argv=None, saved=None):
@@ -135,33 +139,33 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     c = sample_code(len(x), x.device)
     fake = G(z, c)
 
-    # (1) Update D: score x up and G(z) down. G is detached, so this step leaves it alone.
+    # (1) Update D and Q: score x up and G(z, c) down, read c. D.forward has lambda. G is detached: it is left alone.
     s_real, (s_fake, *Q_c) = D(x)[0], D(fake.detach())
+    loss_D = discriminator_loss(s_real, s_fake, args)
     L_cat, L_con = information(c, *Q_c)
-    loss_D = discriminator_loss(s_real, s_fake, args) - L_cat - L_con
     opt_D.zero_grad()
-    loss_D.backward()
+    (loss_D - L_cat - L_con).backward()
     opt_D.step()
 
-    # (2) Update G: have the new D score the same G(z) up. inputs= spares the gradients of D, which nobody needs here.
+    # (2) Update G: have the new D score G(z, c) up and Q read c. inputs= spares the gradients of D.
     s, *Q_c = D(fake)
-    loss_G = generator_loss(s, args) - sum(information(c, *Q_c))
+    loss_G = generator_loss(s, args)
     opt_G.zero_grad()
-    loss_G.backward(inputs=list(G.parameters()))
+    (loss_G - sum(information(c, *Q_c))).backward(inputs=list(G.parameters()))
     opt_G.step()
-
     values = {"loss_D": loss_D, "loss_G": loss_G, "s(x)": s_real.mean(), "s(G(z))": s_fake.mean(),
               "L_I cat": L_cat, "L_I con": L_con}
     return {name: value.detach() for name, value in values.items()}
 
 
 def matched(counts):
-    """The largest sum of counts (n lists of n) that takes one of each row and one of each column."""
-    @cache
-    def best(row, taken):
-        free = [j for j in range(len(counts)) if not taken >> j & 1]
-        return max((counts[row][j] + best(row + 1, taken | 1 << j) for j in free), default=0)
-    return best(0, 0)
+    """The largest sum of counts, a table, that takes one of each row and none of a column twice."""
+    best = {0: 0}  # the columns taken, as bits: the largest sum so far
+    for row in counts:
+        sums = [(taken | 1 << j, total + n) for taken, total in best.items()
+                for j, n in enumerate(row) if not taken >> j & 1]
+        best = dict(sorted(sums, key=lambda entry: entry[1]))  # of equal keys the last, which is the largest, stays
+    return max(best.values())
 
 
 def test_error(D, args, device):
@@ -178,18 +182,16 @@ def sample(G, D, args):
     """The picture, as save_grid's arguments: the category across, a z per row; below, a row for each category, the
     continuous codes swept in turn. Prints the error of Q's category as a classifier of the test images."""
     device, training, sweep = next(G.parameters()).device, (G.training, D.training), torch.linspace(-2, 2, 10)
-    z = torch.randn(5 + 10 * N_CONTINUOUS, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
-    c = torch.zeros(len(z), 10, N_CATEGORIES + N_CONTINUOUS)
-    c[:5, :, :N_CATEGORIES] = torch.eye(N_CATEGORIES)
-    for k in range(N_CONTINUOUS):
-        rows = c[5 + 10 * k:15 + 10 * k]
-        rows[:, :, :N_CATEGORIES] = torch.eye(N_CATEGORIES)[:, None]
-        rows[:, :, N_CATEGORIES + k] = sweep
-    images = G.eval()(z.repeat_interleave(10, 0).to(device), c.flatten(0, 1).to(device))
-    if not Path(args.dataset).is_dir():  # which has no test set
+    z = torch.randn(25, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
+    category = torch.cat([torch.arange(10).repeat(5), torch.arange(10).repeat_interleave(10).repeat(2)])
+    values = torch.zeros(250, N_CONTINUOUS)
+    values[50:150, 0] = values[150:, 1] = sweep.repeat(10)
+    c = torch.cat([nn.functional.one_hot(category, N_CATEGORIES), values], 1)
+    images = G.eval()(z.repeat_interleave(10, 0).to(device), c.to(device))
+    if args.dataset in HAVE_TEST_SETS:
         print(f"unsupervised test error {test_error(D.eval(), args, device):.4f}", flush=True)
     G.train(training[0]), D.train(training[1])
-    rows = [f"z{i}" for i in range(5)] + [f"c{k + 2} of {i}" for k in range(N_CONTINUOUS) for i in range(10)]
+    rows = [f"z{i}" for i in range(5)] + [f"c{k} of {i}" for k in (2, 3) for i in range(10)]
     return {"images": images, "n_columns": 10, "rows": rows, "columns": [f"{i}\n{v:+.1f}" for i, v in enumerate(sweep)],
             "title": "z: category across; c2, c3: that code across"}
 
@@ -198,6 +200,10 @@ def setup(args, device):
     """The data, and the arguments of the two networks that fit it."""
     data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed)
     shape, args.dataset = tuple(data.images.shape[1:]), data.name  # whose test set sample needs
+    if args.dataset in HAVE_TEST_SETS:
+        load_test_data(args.dataset, args.data_dir, args.img_size, device, args.seed, train=False)  # fails now or never
+    if not (0 <= args.lambda_cat < math.inf and 0 <= args.lambda_con < math.inf):
+        raise ValueError("--lambda_cat and --lambda_con must be finite and at least 0.")
     config_D = {"img_shape": shape, "lambda_cat": args.lambda_cat, "lambda_con": args.lambda_con}
     return data, {"latent_dim": args.latent_dim, "img_shape": shape}, config_D
 
@@ -247,7 +253,8 @@ def main(argv=None):
         G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
         opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
         opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
-        average = AveragedModel(G, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)  # of some 500 steps
+        average = AveragedModel(G, avg_fn=lambda old, new, n: old.float().lerp(new.float(), max(0.002, 10 / (n + 10))),
+                                use_buffers=True)  # of about the last tenth of the steps, 500 at most
         parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "average": average}
         if saved:
             for name, part in parts.items():

@@ -12,8 +12,8 @@ so in practice G ascends E_z[log D(G(z))], the non-saturating loss (section 3).
 Departures from the paper:
  1. G 256-512-1024 with batch normalisation, D with LeakyReLU and dropout, for ReLU and maxout: with plain ReLU in both,
     G collapses to a single digit. tanh for sigmoid, a Gaussian z; one z for both steps saves a pass of G.
- 2. Adam for SGD. Learning rates that fall to 0 over the second half of the run, and samples from an average of G over
-    some 500 steps, lower the Frechet distance.
+ 2. Adam for SGD. Learning rates that fall to 0 over the second half of the run, and samples from a running average
+    of G, lower the Frechet distance.
 """
 import io
 import math
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from common import batches, get_device, load_data, save_grid
 
@@ -119,7 +119,6 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     opt_G.zero_grad()
     loss_G.backward(inputs=list(G.parameters()))
     opt_G.step()
-
     values = {"loss_D": loss_D, "loss_G": loss_G, "s(x)": s_real.mean(), "s(G(z))": s_fake.mean(),
               "V": -loss_D, "JSD>=": (math.log(4) - loss_D) / 2}
     return {name: value.detach() for name, value in values.items()}
@@ -187,7 +186,8 @@ def main(argv=None):
         G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
         opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
         opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
-        average = AveragedModel(G, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)  # of some 500 steps
+        average = AveragedModel(G, avg_fn=lambda old, new, n: old.float().lerp(new.float(), max(0.002, 10 / (n + 10))),
+                                use_buffers=True)  # of about the last tenth of the steps, 500 at most
         parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "average": average}
         if saved:
             for name, part in parts.items():

@@ -19,7 +19,7 @@ FAMILY = {
     "infogan": ("dcgan", {"imports", "rest", "parse_args", "Generator", "Discriminator", "train_step", "sample",
                           "setup", "sample_code", "information", "matched", "test_error"}),
 }
-LINES = {"acgan": 260, "infogan": 310}  # two heads do not fit into everybody's 250
+LINES = {"acgan": 265, "infogan": 320}  # two heads do not fit into everybody's 250
 SAME_EVERYWHERE = {"main", "load_checkpoint", "load_generator", "write_losses"}
 
 

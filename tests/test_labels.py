@@ -4,7 +4,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from conftest import networks
+from conftest import networks, write_mnist
 from torchvision.utils import save_image
 
 import acgan
@@ -42,7 +42,7 @@ def test_grid_has_a_row_per_class_and_the_same_z_down_each_column(script):
         for row in (0, 7, 9):
             expected = G.eval()(z, torch.full((10,), row))
             assert torch.allclose(picture["images"][10 * row:10 * row + 10], expected, atol=1e-6)
-    assert picture["n_columns"] == 10 and picture["rows"] == list(range(10))
+    assert picture["n_columns"] == 10 and picture["rows"] == list("0123456789")
     args.digit = 5
     assert torch.allclose(script.sample(G, D, args)["images"], picture["images"][50:60], atol=1e-6)
 
@@ -66,10 +66,11 @@ def test_classes_come_from_the_data_and_a_digit_that_is_none_is_refused(script, 
     assert G.n_classes == 3 and G(torch.randn(2, 100), torch.tensor([0, 2])).shape == (2, 3, 16, 16)
     (tmp_path / "flat").mkdir()
     save_image(torch.rand(3, 16, 16), tmp_path / "flat" / "0.png")
-    for wrong in (["--digit", "3"], ["--digit", "-1"], ["--dataset", str(tmp_path / "flat")]):
+    for wrong, sentence in ((["--digit", "3"], "classes 0 to 2"), (["--digit", "-2"], "classes 0 to 2"),
+                            (["--dataset", str(tmp_path / "flat")], "classes 0 to 0: it takes two")):
         with pytest.raises(SystemExit) as stop:
             script.main([*options, *wrong])
-        assert stop.value.code == 2 and "classes" in capsys.readouterr().err
+        assert stop.value.code == 2 and sentence in capsys.readouterr().err
 
 
 def test_acgan_class_head_is_a_logit_whose_loss_can_fall_below_that_of_a_double_softmax():
@@ -108,7 +109,6 @@ def test_acgan_losses_are_minus_l_s_minus_l_c_for_d_and_l_s_minus_l_c_for_g():
 
 
 def test_infogan_never_reads_the_labels():
-    G, D, opt_G, opt_D, args = networks(infogan)
     x, y = digits()
     results = []
     for labels in (y, None):
@@ -157,12 +157,75 @@ def test_infogan_lambda_weighs_the_gradient_of_the_shared_layers_and_of_g_but_no
     assert torch.allclose(gradients[0.0][2], gradients[1.0][2], atol=1e-6) and gradients[0.0][2].abs().max() > 0
 
 
-def test_infogan_with_lambda_0_trains_g_and_the_shared_layers_as_dcgan_would_and_q_besides():
-    args = ["--lambda_cat", "0", "--lambda_con", "0"]
-    G, D, opt_G, opt_D, options = networks(infogan, options=args)
-    before = {name: value.clone() for name, value in D.state_dict().items()}
-    infogan.train_step(G, D, opt_G, opt_D, *digits(), options)
-    assert not torch.equal(before["category.0.weight"], D.category[0].weight)
+def test_infogan_with_lambda_0_is_the_plain_gan_with_a_q_that_learns(monkeypatch):
+    results, information = [], infogan.information
+    for silent in (False, True):
+        if silent:
+            monkeypatch.setattr(infogan, "information", lambda *a: tuple(0 * value for value in information(*a)))
+        G, D, opt_G, opt_D, args = networks(infogan, options=["--lambda_cat", "0", "--lambda_con", "0"])
+        infogan.train_step(G, D, opt_G, opt_D, *digits(), args)
+        results.append((G, D))
+    (G, D), (G2, D2) = results
+    for net, net2 in ((G, G2), (D.layers, D2.layers), (D.score, D2.score)):
+        assert all(torch.equal(p, p2) for p, p2 in zip(net.parameters(), net2.parameters()))
+    for head, head2 in ((D.category, D2.category), (D.continuous, D2.continuous)):
+        assert not torch.equal(head[0].weight, head2[0].weight)
+
+
+def test_infogan_step_descends_eq_6():
+    """The gradients of both steps, against the sum of the GAN's and lambda times those of L_I."""
+    G, D, opt_G, opt_D, args = networks(infogan, options=["--lambda_cat", "0.3", "--lambda_con", "0.7"], lr_d=0)
+    x, y = digits()
+    torch.manual_seed(3)
+    values = infogan.train_step(G, D, opt_G, opt_D, x, y, args)
+    step_G, step_D = ([p.grad.clone() for p in net.parameters()] for net in (G, D))
+
+    torch.manual_seed(3)
+    G2, D2, _, _, _ = networks(infogan, options=["--lambda_cat", "1", "--lambda_con", "1"])
+    torch.manual_seed(3)
+    z, c = torch.randn(16, G2.latent_dim), infogan.sample_code(16, "cpu")
+    fake = G2(z, c)
+    trunk, heads = list(D2.layers.parameters()), [*D2.category.parameters(), *D2.continuous.parameters()]
+
+    def gradients(loss, parameters):
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters)]
+
+    s, *Q_c = D2(fake.detach())
+    L_cat, L_con = infogan.information(c, *Q_c)
+    game = infogan.discriminator_loss(D2(x)[0], s, args)
+    expected = [g - 0.3 * a - 0.7 * b for g, a, b in zip(*(gradients(v, trunk) for v in (game, L_cat, L_con)))]
+    expected_heads = [-a - b for a, b in zip(*(gradients(v, heads) for v in (L_cat, L_con)))]
+    found = dict(zip((name for name, _ in D.named_parameters()), step_D))
+    names = dict(zip([*trunk, *heads], [*expected, *expected_heads]))
+    for name, p in D2.named_parameters():
+        if p in names:
+            assert torch.allclose(found[name], names[p], atol=1e-4 * names[p].abs().max() + 5e-6), name
+
+    s, *Q_c = D2(fake)
+    L_cat, L_con = infogan.information(c, *Q_c)
+    theirs = list(G2.parameters())
+    parts = (gradients(v, theirs) for v in (infogan.generator_loss(s, args), L_cat, L_con))
+    for ours, g, a, b in zip(step_G, *parts):
+        assert torch.allclose(ours, g - 0.3 * a - 0.7 * b, atol=1e-4 * ours.abs().max() + 1e-7)
+    assert values["loss_D"].item() == pytest.approx(game.item(), abs=1e-5)  # the game's value alone
+
+
+def test_cgan_losses_are_those_of_the_conditional_game():
+    G, D, opt_G, opt_D, args = networks(cgan, lr_g=0, lr_d=0)
+    with torch.no_grad():
+        [p.mul_(5) for p in (*G.parameters(), *D.parameters())]  # so that y tells
+    x, y = digits()
+    G.eval(), D.eval()
+    torch.manual_seed(3)
+    values = cgan.train_step(G, D, opt_G, opt_D, x, y, args)
+    torch.manual_seed(3)
+    fake = G(torch.randn(16, 16), y)
+    V = D(x, y).sigmoid().log().mean() + (1 - D(fake, y).sigmoid()).log().mean()
+    assert values["loss_D"].item() == pytest.approx(-V.item(), abs=1e-5)
+    assert values["loss_G"].item() == pytest.approx(-D(fake, y).sigmoid().log().mean().item(), abs=1e-5)
+    other = -(D(x, y).sigmoid().log().mean() + (1 - D(fake, y.flip(0)).sigmoid()).log().mean())
+    assert abs(values["loss_D"] - other) > 1e-3  # so the test can tell
 
 
 def test_infogan_grid_sweeps_the_category_and_each_continuous_code_from_minus_2_to_2(tmp_path, monkeypatch):
@@ -181,6 +244,7 @@ def test_infogan_grid_sweeps_the_category_and_each_continuous_code_from_minus_2_
     for index, expected in ((3, row(3, eye, 0.0, 0.0)), (5 + 4, row(9, eye[4].expand(10, -1), sweep, 0.0)),
                             (15 + 8, row(23, eye[8].expand(10, -1), 0.0, sweep))):
         assert torch.allclose(picture["images"][10 * index:10 * index + 10], expected, atol=1e-5), index
+    assert [picture["rows"][i] for i in (3, 9, 23)] == ["z3", "c2 of 4", "c3 of 8"]
     assert len(picture["images"]) == 250 and len(picture["rows"]) == 25 and len(picture["columns"]) == 10
     assert picture["columns"][0] == "0\n-2.0" and picture["columns"][9] == "9\n+2.0"
 
@@ -204,3 +268,26 @@ def test_infogan_error_is_that_of_q_on_the_test_images(data_dir):
 
     zeros, ones = (labels == 0).sum().item(), (labels == 1).sum().item()
     assert infogan.test_error(Q(), args, "cpu") == pytest.approx(min(zeros, ones) / 50)
+
+
+@pytest.mark.parametrize("argv", [["--lambda_cat", "-1"], ["--lambda_con", "nan"], ["--lambda_con", "inf"]])
+def test_infogan_refuses_a_lambda_that_is_none(argv, run_options, capsys):
+    with pytest.raises(SystemExit) as stop:
+        infogan.main([*run_options, *argv])
+    assert stop.value.code == 2 and "at least 0" in capsys.readouterr().err
+
+
+def test_infogan_finds_a_damaged_test_set_before_any_work(tmp_path, capsys):
+    write_mnist(tmp_path)
+    path = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(SystemExit) as stop:
+        infogan.main(["--dataset", "mnist", "--data_dir", str(tmp_path), "--out_dir", str(tmp_path / "run")])
+    assert stop.value.code == 2 and "t10k-images-idx3-ubyte is damaged" in capsys.readouterr().err
+
+
+def test_infogan_prints_its_error_with_every_grid(run_options, tmp_path, capsys):
+    infogan.main([*run_options, "--out_dir", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    printed = sum(line.startswith("unsupervised test error 0.") for line in lines)
+    assert printed == len(list(tmp_path.glob("0*.png"))) + 1  # and once with samples.png
