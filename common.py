@@ -177,6 +177,31 @@ def draw_glyphs(n, seed=0):
     return images, labels
 
 
+def load_patches(n, side, photos=None, seed=0):
+    """Cut n colour patches from the photographs in a folder or, without one, from drawn clouds.
+
+    Returns:
+        patches (n, 3, side, side) uint8, the same for the same arguments. The photographs' shorter side is first
+        brought to 256 pixels, or to side if that is more.
+
+    Raises:
+        OSError: an image can't be read (the message names it).
+        ValueError: photos is no folder, or holds no images.
+    """
+    generator, size = torch.Generator().manual_seed(seed), max(256, side)
+    if photos is None:
+        noise = [torch.randn(100, 3, 2**k, 2**k, generator=generator) for k in range(1, 7)]  # coarse to fine
+        clouds = sum(resize(octave, [size, size]) / 2 ** (k / 2) for k, octave in enumerate(noise))
+        canvases = (128 + 64 * clouds).clamp(0, 255).byte()
+    elif not Path(photos).is_dir():
+        raise ValueError(f"{photos} is no folder of photographs.")
+    else:
+        canvases = _load_folder(Path(photos), size, True)[0].expand(-1, 3, -1, -1)
+    which = torch.randint(len(canvases), (n,), generator=generator).tolist()
+    places = torch.randint(size - side + 1, (n, 2), generator=generator).tolist()
+    return torch.stack([canvases[i, :, y:y + side, x:x + side] for i, (y, x) in zip(which, places)])
+
+
 @functools.cache
 def _distance_field(face, digit, side=40):
     """Distance to the outline of a digit of height 1, positive inside, (side, side) over [-0.8, 0.8], y downwards."""

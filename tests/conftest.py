@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from common import Data, draw_glyphs  # noqa: E402
 
-SCRIPTS = ["vanilla_gan", "dcgan", "cgan", "lsgan", "acgan", "infogan"]
+SCRIPTS = ["vanilla_gan", "dcgan", "cgan", "lsgan", "acgan", "infogan", "cogan", "fgan"]
 
 
 @pytest.fixture(params=SCRIPTS)
@@ -57,6 +57,12 @@ def run_options(data_dir):
 
 
 @pytest.fixture
+def script_options(script, run_options):
+    """run_options, with 4 steps an epoch for cogan.py too, whose domains have half of the images each."""
+    return [*run_options, "--batch_size", "25"] if script.__name__ == "cogan" else run_options
+
+
+@pytest.fixture
 def no_network(monkeypatch):
     """Every download goes to a port of this machine on which nobody listens."""
     from torchvision import datasets
@@ -78,7 +84,7 @@ def networks(script, img_shape=(1, 28, 28), latent_dim=16, lr_g=1e-3, lr_d=1e-3,
     """G, D, their optimizers and arguments, as main makes them for images of that shape with labels 0 to 9."""
     torch.manual_seed(seed)
     args = script.parse_args(["--lr_g", str(lr_g), "--lr_d", str(lr_d), "--latent_dim", str(latent_dim), *options])
-    data = Data(".", torch.zeros(1, *img_shape, dtype=torch.uint8), torch.zeros(1), list("0123456789"))
+    data = Data(".", torch.zeros(2, *img_shape, dtype=torch.uint8), torch.zeros(2), list("0123456789"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script, "load_data", lambda *_: data)
         _, config_G, config_D = script.setup(args, "cpu")
@@ -93,6 +99,11 @@ def codes(script, n):
     if script.__name__ == "infogan":
         return (script.sample_code(n, "cpu"),)
     return (torch.randint(10, (n,)),) if script.__name__ in ("cgan", "acgan") else ()
+
+
+def images_for(script, shape=(1, 28, 28)):
+    """The shape of a batch's image: cogan.py has one of each domain, side by side in the channels."""
+    return (2 * shape[0], *shape[1:]) if script.__name__ == "cogan" else shape
 
 
 def first(output):

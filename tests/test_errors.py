@@ -23,7 +23,7 @@ def refused(script, argv, capsys):
     (["--latent_dim", "0"], "--latent_dim"),
     (["--sample_interval", "0"], "--sample_interval"),
     (["--batch_size", "1"], "--batch_size must be at least 2"),
-    (["--batch_size", "201"], "--batch_size 201 is more than the 200 images"),
+    (["--batch_size", "201"], "--batch_size 201 is more than the"),
     (["--lr_g", "-1"], "[Ll]earning rate"),
     (["--b1", "1"], "beta parameter"),
     (["--img_size", "-4"], "image size must be positive"),

@@ -18,8 +18,13 @@ FAMILY = {
                         "train_step", "sample", "setup"}),
     "infogan": ("dcgan", {"imports", "rest", "parse_args", "Generator", "Discriminator", "train_step", "sample",
                           "setup", "sample_code", "information", "matched", "test_error"}),
+    "cogan": ("dcgan", {"imports", "rest", "parse_args", "transform", "Generator", "Discriminator", "train_step",
+                        "sample", "setup"}),
+    "fgan": ("vanilla_gan", {"imports", "rest", "parse_args", "Divergence", "jeffrey_conjugate", "log_softplus",
+                             "divergence", "Discriminator", "discriminator_loss", "generator_loss", "train_step",
+                             "setup"}),
 }
-LINES = {"acgan": 265, "infogan": 320}  # two heads do not fit into everybody's 250
+LINES = {"acgan": 265, "infogan": 320, "cogan": 310, "fgan": 330}  # what the paper adds does not fit into 250
 SAME_EVERYWHERE = {"main", "load_checkpoint", "load_generator", "write_losses"}
 
 

@@ -15,6 +15,9 @@ def test_generator_draws_images_of_the_shape_of_the_data_in_the_range_of_tanh(sc
     G = networks(script, shape)[0]
     images = G(100 * torch.randn(8, 16), *codes(script, 8))
     assert G.latent_dim == 16
+    if script.__name__ == "cogan":
+        assert images[1].shape == (8, *shape)
+        images = images[0]
     assert images.shape == (8, *shape)
     assert images.abs().max() <= 1 and images.min() < -0.1 and images.max() > 0.1
 
@@ -22,11 +25,12 @@ def test_generator_draws_images_of_the_shape_of_the_data_in_the_range_of_tanh(sc
 @pytest.mark.parametrize("shape", SHAPES)
 def test_discriminator_returns_raw_scores(script, shape):
     D = networks(script, shape)[1]
-    labels = codes(script, 8) if script.__name__ == "cgan" else ()
-    assert first(D(torch.rand(8, *shape) * 2 - 1, *labels)).shape == (8, 1)
-    leaves = [module for module in D.modules() if not list(module.children())]
-    assert not any(isinstance(module, (nn.Sigmoid, nn.Softmax, nn.Tanh)) for module in leaves)
-    assert isinstance(leaves[-1], nn.Linear)  # nothing squashes the score
+    images = torch.rand(8, *shape) * 2 - 1
+    more = {"cgan": codes(script, 8), "cogan": (images,)}.get(script.__name__, ())
+    assert first(D(images, *more)).shape == (8, 1)
+    squashing = (nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh)
+    layers = [module for module in D.modules() if isinstance(module, (nn.Linear, nn.LeakyReLU, *squashing))]
+    assert not any(isinstance(module, squashing) for module in layers) and isinstance(layers[-1], nn.Linear)
 
 
 def test_batch_normalisation_has_an_epsilon_that_does_not_drown_the_signal(script):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import networks
+from conftest import images_for, networks
 
 from common import draw_glyphs
 
@@ -35,7 +35,7 @@ def test_a_few_steps_change_both_networks_and_report_finite_detached_scalars(scr
     G, D, opt_G, opt_D, args = networks(script, shape)
     before_G, before_D = bytes_of(G), bytes_of(D)
     for _ in range(3):
-        values = script.train_step(G, D, opt_G, opt_D, *batch(shape=shape), args)
+        values = script.train_step(G, D, opt_G, opt_D, *batch(shape=images_for(script, shape)), args)
     assert {"loss_D", "loss_G", "s(x)", "s(G(z))"} <= set(values)
     assert all(v.ndim == 0 and not v.requires_grad and v.isfinite() for v in values.values())
     assert not equal(before_G, G, parameters_only=True) and not equal(before_D, D, parameters_only=True)
@@ -44,12 +44,12 @@ def test_a_few_steps_change_both_networks_and_report_finite_detached_scalars(scr
 def test_the_step_of_d_leaves_g_alone_and_the_reverse(script):
     G, D, opt_G, opt_D, args = networks(script, lr_g=0)
     before_G, before_D = bytes_of(G), bytes_of(D)
-    script.train_step(G, D, opt_G, opt_D, *batch(), args)
+    script.train_step(G, D, opt_G, opt_D, *batch(shape=images_for(script)), args)
     assert equal(before_G, G, parameters_only=True) and not equal(before_D, D, parameters_only=True)
 
     G, D, opt_G, opt_D, args = networks(script, lr_d=0)
     before_G, before_D = bytes_of(G), bytes_of(D)
-    script.train_step(G, D, opt_G, opt_D, *batch(), args)
+    script.train_step(G, D, opt_G, opt_D, *batch(shape=images_for(script)), args)
     assert equal(before_D, D, parameters_only=True) and not equal(before_G, G, parameters_only=True)
 
 
@@ -81,7 +81,7 @@ def test_a_step_computes_the_paper_s_gradients(simple):
 
 def test_d_learns_to_tell_real_from_generated_and_g_to_fool_it(script):
     images, labels = draw_glyphs(32)
-    real = images / 127.5 - 1
+    real = (images / 127.5 - 1).expand(-1, *images_for(script)).contiguous()
 
     G, D, opt_G, opt_D, args = networks(script)
     opt_G.param_groups[0]["lr"] = 0
@@ -107,7 +107,7 @@ def test_vanilla_gan_reports_its_value_and_the_bound_of_the_divergence():
 @pytest.mark.parametrize("training", [True, False])
 def test_sample_leaves_random_state_mode_and_running_statistics_alone(script, training):
     G, D, opt_G, opt_D, args = networks(script)
-    script.train_step(G, D, opt_G, opt_D, *batch(), args)
+    script.train_step(G, D, opt_G, opt_D, *batch(shape=images_for(script)), args)
     G.train(training)
     D.train(training)
     before, state = bytes_of(G) | {f"D.{k}": v for k, v in bytes_of(D).items()}, torch.get_rng_state()
@@ -123,7 +123,7 @@ def test_sample_leaves_random_state_mode_and_running_statistics_alone(script, tr
 def test_sample_draws_in_eval_mode_from_the_seed(simple):
     script = simple
     G, D, opt_G, opt_D, args = networks(script)
-    script.train_step(G, D, opt_G, opt_D, *batch(), args)
+    script.train_step(G, D, opt_G, opt_D, *batch(shape=images_for(script)), args)
     z = torch.randn(64, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
     picture = script.sample(G, D, args)
     assert torch.equal(picture["images"], G.eval()(z))

@@ -1,0 +1,228 @@
+"""CoGAN: what is tied, what is never a pair, and what the other domain is, by value."""
+import copy
+
+import pytest
+import torch
+from conftest import networks
+from torchvision.utils import save_image
+
+import cogan
+from common import Data, load_patches
+
+
+def batch(n=16, channels=2):
+    return torch.rand(n, channels, 28, 28, generator=torch.Generator().manual_seed(7)) * 2 - 1
+
+
+@pytest.mark.parametrize("shared_g, shared_d", [(0, 0), (1, 3), (3, 2)])
+def test_the_first_layers_of_g_and_the_last_of_d_are_the_same_objects_and_no_others(shared_g, shared_d):
+    G, D, *_ = networks(cogan, options=["--shared_g", str(shared_g), "--shared_d", str(shared_d)])
+    for tied, private, n in ((G.tied, G.private, shared_g), (D.tied, D.private, shared_d)):
+        assert len(tied) == n and [len(net) for net in private] == [4 - n, 4 - n]
+        ids = [{id(p) for p in net.parameters()} for net in (tied, *private)]
+        assert not ids[0] & ids[1] and not ids[0] & ids[2] and not ids[1] & ids[2]
+    calls = []
+    for name, net in (("G", G), ("D", D)):
+        for i, module in enumerate([net.tied, *net.private]):
+            module.register_forward_hook(lambda *_, key=(name, i): calls.append(key))
+    x1, x2 = G(torch.randn(4, 16))
+    D(x1, x2)
+    assert calls == [("G", 0), ("G", 1), ("G", 2), ("D", 1), ("D", 0), ("D", 2), ("D", 0)]  # G tied first, D tied last
+    assert isinstance((G.tied if shared_g else G.private[1])[0][0], torch.nn.Linear)
+    assert isinstance((D.tied if shared_d else D.private[1])[-1], torch.nn.Linear)
+
+
+@pytest.mark.parametrize("domain", ["edge", "rotate"])
+def test_tied_layers_take_the_mean_of_the_gradients_of_two_separate_networks(domain):
+    G, D, opt_G, opt_D, args = networks(cogan, options=["--domain", domain])
+    with torch.no_grad():
+        [p.mul_(3) for p in D.parameters()]
+    x = batch()
+    nets = [(copy.deepcopy(G), copy.deepcopy(D)) for _ in range(2)]  # one GAN for each domain, nothing in common
+    torch.manual_seed(3)
+    values = cogan.train_step(G, D, opt_G, opt_D, x, None, args)
+    torch.manual_seed(3)
+    z = torch.randn(16, 16)
+    losses = []
+    for i, (g, d) in enumerate(nets):
+        fake = g(z)[i]
+        score = lambda images, d=d, i=i: d.tied(d.private[i](images))  # noqa: E731
+        loss_D = -(score(x[:, i:i + 1]).sigmoid().log().mean() + (1 - score(fake.detach()).sigmoid()).log().mean())
+        loss_D.backward()
+        losses.append(loss_D.item())
+    assert values["loss_D"].item() == pytest.approx(sum(losses), abs=1e-4)
+    assert len(list(D.tied.parameters())) > 3 and len(list(G.tied.parameters())) > 3
+    for ours, one, two in zip(D.tied.parameters(), *(d.tied.parameters() for _, d in nets)):
+        mean = (one.grad + two.grad) / 2
+        assert torch.allclose(ours.grad, mean, rtol=1e-3, atol=1e-3 * mean.abs().max() + 5e-6)
+    for i, (_, d) in enumerate(nets):
+        for ours, theirs in zip(D.private[i].parameters(), d.private[i].parameters()):
+            assert torch.allclose(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * theirs.grad.abs().max() + 5e-6)
+
+
+def test_g_takes_the_mean_too():
+    G, D, opt_G, opt_D, args = networks(cogan, lr_d=0)
+    G2, D2 = copy.deepcopy(G), copy.deepcopy(D)
+    torch.manual_seed(3)
+    cogan.train_step(G, D, opt_G, opt_D, batch(), None, args)
+    torch.manual_seed(3)
+    (-sum(s.sigmoid().log().mean() for s in D2(*G2(torch.randn(16, 16))))).backward()
+    for ours, theirs in zip(G.tied.parameters(), G2.tied.parameters()):
+        assert torch.allclose(ours.grad, theirs.grad / 2, rtol=1e-3, atol=1e-3 * theirs.grad.abs().max() + 1e-7)
+    for ours, theirs in zip(G.private.parameters(), G2.private.parameters()):
+        assert torch.allclose(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * theirs.grad.abs().max() + 1e-7)
+
+
+def data_of(n, monkeypatch, *argv, channels=1):
+    """What setup makes of n images that differ in every pixel."""
+    images = torch.randint(256, (n, channels, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(cogan, "load_data", lambda *_: Data("x", images, torch.arange(n), ["a"]))
+    torch.manual_seed(5)
+    return images, cogan.setup(cogan.parse_args(list(argv)), "cpu")
+
+
+def indices(images, of):
+    """Which of the images these are."""
+    return [(image == of).flatten(1).all(1).nonzero().item() for image in images]
+
+
+@pytest.mark.parametrize("n", [40, 41])
+def test_no_pair_is_ever_seen(n, monkeypatch):
+    images, (data, *_) = data_of(n, monkeypatch, "--domain", "negative")
+    assert data.images.shape == (20, 2, 8, 8)
+    first, second = indices(data.images[:, :1], images), indices(255 - data.images[:, 1:], images)
+    assert len({*first, *second}) == 40  # forty different images: none is in both domains
+    assert first != sorted(first) and second != sorted(second)
+    apart = [b - a for a, b in zip(first, second)]
+    assert len(set(apart)) > 10  # nor are the halves in a common order
+
+
+def test_rotated_edges_and_negatives_by_value():
+    x = -torch.ones(1, 1, 4, 4)
+    x[0, 0, 0, 1] = 1
+    assert torch.equal(cogan.transform(x, "negative"), -x)
+    turned = -torch.ones(1, 1, 4, 4)
+    turned[0, 0, 2, 0] = 1  # a quarter turn against the clock
+    assert torch.equal(cogan.transform(x, "rotate"), turned)
+    edge = -torch.ones(1, 1, 4, 4)
+    edge[0, 0, :2, :3] = 1  # the neighbours of the dot,
+    edge[0, 0, 0, 1] = -1  # without the dot
+    assert torch.equal(cogan.transform(x, "edge"), edge)
+
+
+@pytest.mark.parametrize("domain", ["edge", "negative", "rotate"])
+def test_domain_2_is_the_transform_of_the_second_half_to_the_last_grey_level(domain, monkeypatch):
+    images, (data, *_) = data_of(40, monkeypatch, "--domain", domain)
+    every = ((cogan.transform(images / 127.5 - 1, domain) + 1) * 127.5).round().byte()
+    used = set(indices(data.images[:, :1], images))
+    assert not used & set(indices(data.images[:, 1:], every))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mnistm_is_the_difference_from_a_patch_in_colour(channels, monkeypatch):
+    images, (data, config_G, config_D) = data_of(40, monkeypatch, "--domain", "mnistm", channels=channels)
+    x1, x2 = data.images.split([channels, 3], 1)
+    first = set(indices(x1, images))
+    patches = load_patches(20, 8).int()
+    every = {i: image.int() for i, image in enumerate(images) if i not in first}
+    for x, patch in zip(x2.int(), patches):
+        assert [torch.equal(x, (patch - image).abs()) for image in every.values()].count(True) == 1
+    assert config_G["img_shapes"] == config_D["img_shapes"] == ((channels, 8, 8), (3, 8, 8))
+
+
+def test_patches_come_from_the_photographs(tmp_path):
+    for i, shade in enumerate((0.25, 0.75)):
+        save_image(torch.full((3, 40, 50), shade), tmp_path / f"{i}.png")
+    patches = load_patches(50, 28, tmp_path)
+    assert patches.shape == (50, 3, 28, 28) and set(patches.unique().tolist()) == {64, 191}
+    assert torch.equal(patches, load_patches(50, 28, tmp_path))
+    assert not torch.equal(patches, load_patches(50, 28, tmp_path, seed=1))
+    clouds = load_patches(50, 28).float()
+    assert clouds.std() > 40 and clouds.std((2, 3)).mean() > 10  # of many colours, and none of them flat
+    assert (clouds[:, 0] - clouds[:, 1]).abs().mean() > 20
+
+
+def test_agreement_is_the_share_of_pixels_on_the_same_side_of_grey():
+    G, D, opt_G, opt_D, args = networks(cogan, options=["--domain", "negative"])
+    x1 = batch(8, 1)
+    x2 = -x1
+    x2[:, :, :7] *= -1  # a quarter of the pixels is wrong
+
+    class Fakes(torch.nn.Module):
+        latent_dim = 1
+
+        def __init__(self):
+            super().__init__()
+            self.tied, self.zero = torch.nn.Sequential(), torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, z):
+            return x1 + 0 * self.zero, x2 + 0 * self.zero
+
+    G = Fakes()
+    values = cogan.train_step(G, D, torch.optim.SGD(G.parameters(), 0), opt_D, batch(8), None, args)
+    assert values["agree"].item() == pytest.approx(0.75)
+    assert values["shuffled"].item() == pytest.approx(0.5, abs=0.03)
+    args.domain = "mnistm"
+    values = cogan.train_step(G, D, torch.optim.SGD(G.parameters(), 0), opt_D, batch(8), None, args)
+    assert "agree" not in values
+
+
+@pytest.mark.parametrize("domain, channels", [("edge", 1), ("mnistm", 3)])
+def test_grid_shows_domain_1_above_its_pairs_in_domain_2(domain, channels):
+    G, D, *_, args = networks(cogan, options=["--domain", domain])
+    picture = cogan.sample(G, D, args)
+    z = torch.randn(32, 16, generator=torch.Generator().manual_seed(args.seed))
+    with torch.no_grad():
+        x1, x2 = G.eval()(z)
+    assert torch.equal(picture["images"][:32], x1.expand(-1, channels, -1, -1))
+    assert torch.equal(picture["images"][32:], x2)
+    assert picture["n_columns"] == 16 and picture["rows"] == ["x1", "x1", "x2", "x2"]
+
+
+def test_shared_layers_pull_the_pairs_together():
+    """One step of domain 1 alone moves domain 2 when layers are tied, and does not when none is."""
+    for tied, moves in ((3, True), (0, False)):
+        G, D, opt_G, opt_D, args = networks(cogan, options=["--shared_g", str(tied)])
+        z = torch.randn(8, 16)
+        G.eval()
+        before = G(z)[1]
+        G(z)[0].mean().backward()
+        opt_G.step()
+        assert torch.equal(before, G(z)[1]) != moves
+
+
+@pytest.mark.parametrize("dataset", ["folder", "mnist"])
+@pytest.mark.parametrize("domain", ["rotate", "edge", "negative", "mnistm"])
+def test_every_domain_runs_on_every_kind_of_data(domain, dataset, tmp_path, run_options):
+    (tmp_path / "data").mkdir()
+    for i, image in enumerate(torch.rand(12, 3, 16, 16)):
+        save_image(image, tmp_path / "data" / f"{i}.png")
+    options = [*run_options, "--n_epochs", "1", "--domain", domain, "--out_dir", str(tmp_path / "run")]
+    options += ["--dataset", str(tmp_path / "data"), "--batch_size", "6"] if dataset == "folder" else []
+    cogan.main(options)
+    x1, x2 = cogan.load_generator(tmp_path / "run" / "checkpoint.pt")(torch.randn(2, 100))
+    colour = 3 if dataset == "folder" else 1
+    assert x1.shape == (2, colour, 8, 8) and x2.shape == (2, 3 if domain == "mnistm" else colour, 8, 8)
+
+
+def test_a_run_says_where_its_patches_come_from(tmp_path, run_options, capsys):
+    options = [*run_options, "--n_epochs", "1", "--domain", "mnistm", "--out_dir", str(tmp_path / "run")]
+    cogan.main(options)
+    assert "drawn clouds" in capsys.readouterr().err
+    save_image(torch.rand(3, 40, 50), tmp_path / "photo.png")
+    cogan.main([*options, "--photos", str(tmp_path)])
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv, sentence", [
+    (["--domain", "upside_down"], "invalid choice"), (["--shared_g", "4"], "between 0 and 3"),
+    (["--shared_d", "-1"], "between 0 and 3"), (["--domain", "mnistm", "--photos", "nowhere"], "nowhere is no folder"),
+    (["--domain", "mnistm", "--photos", "EMPTY"], "holds no images"), (["--img_size", "2"], "multiple of 4"),
+    (["--photos", "EMPTY"], "--photos is for --domain mnistm"), (["--batch_size", "101"], "more than the 100 images")])
+def test_wrong_options_end_with_one_sentence(argv, sentence, run_options, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    argv = [str(tmp_path / "empty") if word == "EMPTY" else word for word in argv]
+    with pytest.raises(SystemExit) as stop:
+        cogan.main([*run_options, "--out_dir", str(tmp_path / "run"), *argv])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and sentence in error.splitlines()[-1] and "Traceback" not in error
