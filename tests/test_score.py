@@ -1,0 +1,85 @@
+"""The measures of score.py against answers that are known."""
+import math
+
+import pytest
+import score
+import torch
+
+import cogan
+import dcgan
+import infogan
+from common import draw_glyphs
+
+
+def test_frechet_distance_of_gaussians_is_the_closed_form():
+    torch.manual_seed(0)
+    a, b = torch.randn(200_000, 3), torch.randn(200_000, 3) * torch.tensor([2.0, 1.0, 0.5]) + torch.tensor([1.0, 0, 0])
+    assert score.frechet_distance(a, b) == pytest.approx(1 + 1 + 0.25, abs=0.03)  # |m|^2 + sum (s - t)^2
+    assert score.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    turn = torch.linalg.qr(torch.randn(3, 3))[0]
+    assert score.frechet_distance(a @ turn, b @ turn) == pytest.approx(score.frechet_distance(a, b), abs=1e-4)
+
+
+def test_a_planted_collapse_keeps_precision_and_loses_recall():
+    torch.manual_seed(0)
+    real, other = torch.randn(500, 8), torch.randn(500, 8)
+    precision, recall = score.precision_recall(other, real)
+    assert precision > 0.5 and recall > 0.5
+    collapsed = real[:1] + 0.01 * torch.randn(500, 8)
+    precision, recall = score.precision_recall(collapsed, real)
+    assert precision > 0.95 and recall < 0.05
+    assert score.precision_recall(real + 100, real) == (0, 0)
+
+
+def test_log_likelihood_is_that_of_a_mixture_of_gaussians():
+    torch.manual_seed(0)
+    samples, queries = torch.randn(7, 4), torch.randn(600, 4)
+    mean, error = score.log_likelihood(samples, queries, [0.5, 2.0])
+    for i, sigma in enumerate((0.5, 2.0)):
+        mixture = torch.distributions.MixtureSameFamily(
+            torch.distributions.Categorical(torch.ones(7)),
+            torch.distributions.Independent(torch.distributions.Normal(samples, sigma), 1))
+        expected = mixture.log_prob(queries)
+        assert mean[i].item() == pytest.approx(expected.mean().item(), rel=1e-4)
+        assert error[i].item() == pytest.approx((expected.std() / math.sqrt(600)).item(), rel=1e-3)
+
+
+def test_parzen_chooses_its_bandwidth_and_reads_the_likelihood_of_a_known_density():
+    torch.manual_seed(0)
+    samples, test = torch.randn(3000, 1), torch.randn(2000, 1)
+    true = torch.distributions.Normal(0, 1).log_prob(test).mean().item()
+    assert float(score.parzen(samples, torch.randn(500, 1), test).split()[0]) == pytest.approx(true, abs=0.08)
+    assert float(score.parzen_fgan(samples, test).split()[0]) == pytest.approx(true, abs=0.08)
+
+
+def test_nearest_neighbour_error_counts_wrong_labels():
+    images, labels = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([0, 1, 2])
+    test, truth = torch.tensor([[0.1], [0.9], [1.8], [5.0]]), torch.tensor([0, 1, 0, 2])
+    assert score.nearest_neighbour_error(images, labels, test, truth) == 0.25
+
+
+def test_classifier_learns_digits():
+    images, labels = draw_glyphs(600, 0)
+    images = images / 127.5 - 1
+    net = score.train_classifier(images[:400, :, ::2, ::2], labels[:400], 10, n_epochs=8, batch_size=40)
+    features, p = net.features(images[400:, :, ::2, ::2])
+    assert features.shape == (200, 128) and torch.allclose(p.sum(1), torch.ones(200), atol=1e-5)
+    assert (p.argmax(1) == labels[400:]).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("module, own", [(dcgan, []), (infogan, ["unsupervised test error"]),
+                                         (cogan, ["same class in both domains", "pixel agreement"])])
+def test_a_table_is_printed_for_any_checkpoint(module, own, run_options, data_dir, tmp_path, capsys, monkeypatch):
+    small = score.draw
+    monkeypatch.setattr(score, "draw", lambda module, G, n: small(module, G, 60))
+    module.main([*run_options, "--n_epochs", "1", "--out_dir", str(tmp_path / "run")])
+    capsys.readouterr()
+    score.main([str(tmp_path / "run" / "checkpoint.pt")])
+    out = capsys.readouterr().out
+    for name in ("Frechet distance", "recall", "rarest class", "log-likelihood (GAN)", *own):
+        assert f"\n{name} " in out
+    assert "training a classifier" in out
+    score.main([str(tmp_path / "run" / "checkpoint.pt")])
+    assert "training a classifier" not in capsys.readouterr().out  # it was kept
+    for path in data_dir.glob("score-*.pt"):
+        path.unlink()
