@@ -1,15 +1,25 @@
-"""f-GAN: every f-divergence is the value of a game between G and D, and the paper's table says of which.
+"""f-GAN: every f-divergence is the value of a game between G and D, and a table says of which one.
 
-Nowozin, Cseke and Tomioka 2016, arXiv:1606.00709. Let p be the density of the data, q that of G's images, f convex
-with f(1) = 0, and f*(t) = sup_u ut - f(u) its conjugate. Then, for every function T (eq. 4),
-    D_f(p || q) = E_q[f(p / q)] >= F = E_x[T(x)] - E_z[f*(T(G(z)))], equal at T = f'(p / q).
-T = g_f(s): s is the raw score of D, the paper's V, and g_f maps it onto the domain of f* (eq. 6). D ascends F. G
-descends F (minimax) or, in practice, ascends E_z[g_f(s(G(z)))] (section 3.2). T above f'(1) says that p > q.
+Nowozin, Cseke and Tomioka 2016, arXiv:1606.00709. Let p be the density of the data and q that of G's images, f convex
+and f*(t) = sup_u ut - f(u) its conjugate. Then, for every function T (eq. 4),
+    D_f(p || q) = E_q[f(p / q)] >= F = E_x[T(x)] - E_z[f*(T(G(z)))], with equality at T = f'(p / q).
+T = g_f(s), where s is the raw score of D, the paper's V, and g_f maps it into the domain of f* (eq. 6). D ascends F.
+G descends F (minimax) or, in practice, ascends E_z[g_f(s(G(z)))] (section 3.2). T > f'(1) says that p > q: the run
+prints how many real images are above that threshold (TPR) and how many generated ones are not (TNR).
 
     python fgan.py --divergence pearson    # MNIST, or drawn digits when offline; diff vanilla_gan.py fgan.py
 
+Where p and q do not overlap, kl, reverse_kl, pearson, neyman, jeffrey and alpha outside (0, 1) are infinite: D can
+raise F without end, and where g_f has an exponential G's gradient explodes. The paper's table has squared_hellinger and
+jeffrey fail. Departures 1 and 2 keep them finite; where G still collapses, --generator_loss minimax weighs all images
+alike for reverse_kl, and a larger --batch_size (the paper: 4096) helps the others.
+
 Departures from the paper:
- 1. ...
+ 1. The perceptrons of vanilla_gan.py, not 1200-1200 and 240-240; D is spectrally normalised (Miyato et al. 2018), which
+    bounds its slope and with it F.
+ 2. Gradients are clipped to norm 1: exp(-s) spans decades, and Adam's memory of one spike would halt G for long.
+ 3. D and G are updated in turn, not at once. Batches of 64, Gaussian z, tanh, falling learning rates and an average of
+    G, as in vanilla_gan.py.
 """
 import io
 import math
