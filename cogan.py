@@ -1,17 +1,20 @@
-"""CoGAN: a joint distribution of two image domains, learned from images of each, without a single pair.
+"""CoGAN: pairs of images of two domains, learned from images of each of them without a single pair.
 
-Liu and Tuzel 2016, arXiv:1606.07536. Two generators g1, g2 draw a pair from one z, and two discriminators f1, f2 judge
-each its own domain. They play (eq. 3-5), with f = sigmoid(s),
+Liu and Tuzel 2016, arXiv:1606.07536. Generators g1, g2 draw a pair from one z, discriminators f1, f2 judge one domain
+each. With s the raw score and f = sigmoid(s), they play (section 3)
     min_g max_f E_x1[log f1(x1)] + E_z[log(1 - f1(g1(z)))] + E_x2[log f2(x2)] + E_z[log(1 - f2(g2(z)))],
-the first layers of g1 and g2, which decide what is drawn, being the same, and likewise the last layers of f1 and f2.
-So g1 and g2 can only render the same thing in two ways. (G ascends E_z[log f(g(z))], as in its parent dcgan.py.)
+where the first layers of g1 and g2, which decide what is drawn, are the same, and so are the last ones of f1 and f2.
+What is private can but render it in two ways. G ascends E_z[log f(g(z))], as in its parent (`diff dcgan.py cogan.py`).
 
-    python cogan.py --domain edge       # MNIST, or drawn digits when offline; diff dcgan.py cogan.py
-    python cogan.py --shared_g 0        # the control: two GANs, whose pairs have nothing in common
+    python cogan.py --domain negative    # MNIST, or drawn digits when offline
+    python cogan.py --shared_g 0         # the control: two GANs, whose pairs have nothing in common
+
+The private layers must be able to make the change. A last convolution can invert, draw edges or colour; a quarter turn
+moves every pixel, so --domain rotate leaves G's second dense layer private, which aligns its pairs only in part.
 
 Departures from the paper:
- 1. The networks and the training are dcgan.py's, twice.
- 2. Positions...
+ 1. The layers and the training of dcgan.py, in which a layer is a convolution or dense layer with what follows it.
+ 2. mnistm (Ganin et al. 2016) is no task of the paper.
 """
 import io
 import sys
@@ -27,9 +30,7 @@ from torch.optim.swa_utils import AveragedModel
 from common import batches, get_device, load_data, load_patches, save_grid
 
 SCRIPT = Path(__file__).stem
-
-
-TIED = {"edge": (3, 3), "negative": (3, 3), "mnistm": (3, 3), "rotate": (3, 3)}  # --shared_g and --shared_d that suit
+TIED = {"edge": (3, 3), "negative": (3, 3), "mnistm": (3, 3), "rotate": (1, 2)}  # --shared_g and --shared_d that suit
 
 
 def transform(x, domain):
@@ -63,8 +64,8 @@ def parse_args(argv=None, saved=None):
     add("--cuda", action="store_true", help="train on a CUDA device")
     add("--domain", choices=TIED, default="edge", help="what domain 2 shows of the images")
     add("--photos", metavar="FOLDER", help="mnistm: photographs to cut patches from (None: drawn clouds)")
-    add("--shared_g", type=int, help="first layers of G that are tied, 0 to 5 (None: what suits the domain)")
-    add("--shared_d", type=int, help="last layers of D that are tied, 0 to 5 (None: what suits the domain)")
+    add("--shared_g", type=int, help="first layers of G that are tied, 0 to 3 (None: what suits the domain)")
+    add("--shared_d", type=int, help="last layers of D that are tied, 0 to 3 (None: what suits the domain)")
     return parser.parse_args(argv, Namespace(**saved or {}))
 
 

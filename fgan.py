@@ -2,8 +2,8 @@
 
 Nowozin, Cseke and Tomioka 2016, arXiv:1606.00709. Let p be the density of the data and q that of G's images, f convex
 and f*(t) = sup_u ut - f(u) its conjugate. Then, for every function T (eq. 4),
-    D_f(p || q) = E_q[f(p / q)] >= F = E_x[T(x)] - E_z[f*(T(G(z)))], with equality at T = f'(p / q).
-T = g_f(s), where s is the raw score of D, the paper's V, and g_f maps it into the domain of f* (eq. 6). D ascends F.
+    D_f(p || q) = E_q[f(p / q)] >= F = E_x[T(x)] - E_z[f*(T(G(z)))], equal at T = f'(p / q) (eq. 5).
+T = g_f(s), where s is the raw score of D, the paper's V, and g_f maps it into the domain of f* (eq. 7). D ascends F.
 G descends F (minimax) or, in practice, ascends E_z[g_f(s(G(z)))] (section 3.2). T > f'(1) says that p > q: the run
 prints how many real images are above that threshold (TPR) and how many generated ones are not (TNR).
 
@@ -174,7 +174,7 @@ class Discriminator(nn.Module):
 
 
 def discriminator_loss(s_real, s_fake, args):
-    """-F (eq. 6) from raw scores (N, 1): -(E[g_f(s(x))] - E[f*(g_f(s(G(z))))])."""
+    """-F (eq. 7) from raw scores (N, 1): -(E[g_f(s(x))] - E[f*(g_f(s(G(z))))])."""
     row = divergence(args)
     return -(row.activation(s_real).mean() - row.composed(s_fake).mean())
 
