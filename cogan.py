@@ -178,8 +178,7 @@ def sample(G, D, args):
 
 
 def setup(args, device):
-    """Two disjoint halves of the data, the second one transformed, side by side in the channels; the arguments of both
-    networks."""
+    """Two disjoint halves of the data, the second in domain 2, side by side in the channels; the networks' arguments."""
     data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed)
     half, side = len(data.images) // 2, data.images.shape[-1]
     order = torch.randperm(len(data.images)).to(device)

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the CPU
+os.environ["OMP_NUM_THREADS"] = "1"  # pytest.ini starts two processes; those that they start inherit it
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
