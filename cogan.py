@@ -7,7 +7,7 @@ where the first layers of g1 and g2, which decide what is drawn, are the same, a
 What is private can but render it in two ways. G ascends E_z[log f(g(z))], as in its parent (`diff dcgan.py cogan.py`).
 
     python cogan.py --domain negative    # MNIST, or drawn digits when offline
-    python cogan.py --shared_g 0         # the control: two GANs, whose pairs have nothing in common
+    python cogan.py --shared_g 0         # the control: untied generators, whose pairs have nothing in common
 
 The private layers must be able to make the change. A last convolution can invert, draw edges or colour; a quarter turn
 moves every pixel, so --domain rotate leaves G's second dense layer private, which aligns its pairs only in part.
@@ -66,7 +66,11 @@ def parse_args(argv=None, saved=None):
     add("--photos", metavar="FOLDER", help="mnistm: photographs to cut patches from (None: drawn clouds)")
     add("--shared_g", type=int, help="first layers of G that are tied, 0 to 3 (None: what suits the domain)")
     add("--shared_d", type=int, help="last layers of D that are tied, 0 to 3 (None: what suits the domain)")
-    return parser.parse_args(argv, Namespace(**saved or {}))
+    args = parser.parse_args(argv, Namespace(**saved or {}))
+    own = ("domain", "photos", "shared_g", "shared_d", "seed")  # the halves and the layers hang on them
+    if saved and any(getattr(args, name) != saved[name] for name in own):
+        parser.error(f"--{', --'.join(own)} are those of the checkpoint, from the first step to the last.")
+    return args
 
 
 class Generator(nn.Module):
@@ -119,8 +123,8 @@ class Discriminator(nn.Module):
         for name, p in self.named_parameters():  # as the authors of DCGAN: gains from N(1, 0.02), biases 0
             nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
 
-    def forward(self, *x):
-        return tuple(self.tied(private(images)) for private, images in zip(self.private, x))
+    def forward(self, x1, x2):
+        return tuple(self.tied(private(x)) for private, x in zip(self.private, (x1, x2)))
 
 
 def discriminator_loss(s_real, s_fake, args):
@@ -135,7 +139,7 @@ def generator_loss(s_fake, args):
 
 def train_step(G, D, opt_G, opt_D, x, y, args):
     """A step of D, one of G on x (N, C1 + C2, H, H), an image of each domain, not of the same thing. Returns losses,
-    mean raw scores and, where domain 2 is a function of domain 1, the share of pixels that agree with it; detached."""
+    mean raw scores and, if T turns domain 1 into 2, the share of pixels of T(x1), x2 on one side of grey; detached."""
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     fake = G(z)
     real = x.split([images.shape[1] for images in fake], 1)
@@ -178,26 +182,27 @@ def sample(G, D, args):
 
 
 def setup(args, device):
-    """Two disjoint halves of the data, the second in domain 2, side by side in the channels; the networks' arguments."""
+    """Two disjoint halves of the data, the second in domain 2, stacked in the channels; both networks' arguments."""
+    args.shared_g, args.shared_d = (default if n is None else n for n, default in
+                                    zip((args.shared_g, args.shared_d), TIED[args.domain]))
+    if not (0 <= args.shared_g <= 3 and 0 <= args.shared_d <= 3):
+        raise ValueError("--shared_g and --shared_d must lie between 0 and 3: one layer of four is always private.")
+    if args.photos is not None and not (args.domain == "mnistm" and Path(args.photos).is_dir()):
+        raise ValueError(f"--photos takes a folder, with --domain mnistm; {args.photos} with {args.domain} is none.")
     data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed)
-    half, side = len(data.images) // 2, data.images.shape[-1]
-    order = torch.randperm(len(data.images)).to(device)
+    half, side, order = len(data.images) // 2, data.images.shape[-1], torch.randperm(len(data.images)).to(device)
+    if not half:
+        raise ValueError("two domains need at least two images.")
     x1, x2 = data.images[order[:half]], data.images[order[half:2 * half]]
     if args.domain == "mnistm":
         patches = load_patches(half, side, args.photos, args.seed).to(device)
-        print(f"patches cut from {args.photos or 'drawn clouds; --photos takes a folder'}.", file=sys.stderr)
-        x2 = (patches.int() - x2.int()).abs().byte()
+        print(f"patches cut from {args.photos or 'drawn clouds; --photos takes a folder'}", file=sys.stderr)
+        x2 = torch.maximum(patches, x2) - torch.minimum(patches, x2)
     else:
         chunks = [transform(chunk * (2 / 255) - 1, args.domain) for chunk in x2.split(1000)]
         x2 = torch.cat([((chunk + 1) * 127.5).round().byte() for chunk in chunks])
-    args.shared_g, args.shared_d = (own if n is None else n for n, own in
-                                    zip((args.shared_g, args.shared_d), TIED[args.domain]))
-    if args.photos and args.domain != "mnistm":
-        raise ValueError("--photos is for --domain mnistm.")
-    if not 0 <= args.shared_g <= 3 >= args.shared_d >= 0:
-        raise ValueError("--shared_g and --shared_d must lie between 0 and 3: one layer of four is always private.")
     shapes = tuple((x.shape[1], side, side) for x in (x1, x2))
-    data = data._replace(images=torch.cat([x1, x2], 1), labels=data.labels[:half])
+    data = data._replace(images=torch.cat([x1, x2], 1), labels=data.labels[order[:half]])
     return (data, {"latent_dim": args.latent_dim, "img_shapes": shapes, "n_tied": args.shared_g},
             {"img_shapes": shapes, "n_tied": args.shared_d})
 

@@ -46,7 +46,8 @@ def test_batch_normalisation_has_an_epsilon_that_does_not_drown_the_signal(scrip
                     x[0].transpose(0, 1).flatten(1).var(1).median() / m.eps))
     images, labels = draw_glyphs(64)
     G(torch.randn(64, 100), *codes(script, 64))
-    D(images / 127.5 - 1, *([labels] if script.__name__ == "cgan" else []))
+    images = images / 127.5 - 1
+    D(images, *{"cgan": [labels], "cogan": [-images]}.get(script.__name__, []))
     assert min(ratios) > 10, ratios
 
 
