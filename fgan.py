@@ -5,30 +5,30 @@ and f*(t) = sup_u ut - f(u) its conjugate. Then, for every function T (eq. 4),
     D_f(p || q) = E_q[f(p / q)] >= F = E_x[T(x)] - E_z[f*(T(G(z)))], equal at T = f'(p / q) (eq. 5).
 T = g_f(s), where s is the raw score of D, the paper's V, and g_f maps it into the domain of f* (eq. 7). D ascends F.
 G descends F (minimax) or, in practice, ascends E_z[g_f(s(G(z)))] (section 3.2). T > f'(1) says that p > q: the run
-prints how many real images are above that threshold (TPR) and how many generated ones are not (TNR).
+prints the share of real images above that threshold (TPR) and of generated ones that are not (TNR).
 
     python fgan.py --divergence pearson    # MNIST, or drawn digits when offline; diff vanilla_gan.py fgan.py
 
-Where p and q do not overlap, kl, reverse_kl, pearson, neyman, jeffrey and alpha outside (0, 1) are infinite: D can
-raise F without end, and where g_f has an exponential G's gradient explodes. The paper's table has squared_hellinger and
-jeffrey fail. Departures 1 and 2 keep them finite; where G still collapses, --generator_loss minimax weighs all images
-alike for reverse_kl, and a larger --batch_size (the paper: 4096) helps the others.
+The paper's table has squared_hellinger and jeffrey fail. Where p and q do not overlap, kl, reverse_kl, pearson, neyman,
+jeffrey and alpha outside (0, 1) are infinite, so that D raises F without end; the trick of reverse_kl, neyman and
+squared_hellinger weighs an image by exp(-s), so that the worst one decides alone. Departures 1 and 2 keep both finite;
+minimax weighs all images alike for reverse_kl, but turns G round for pearson where s < -2 and halts it for alpha > 1
+where s < 1 / (1 - alpha).
 
 Departures from the paper:
- 1. The perceptrons of vanilla_gan.py, not 1200-1200 and 240-240; D is spectrally normalised (Miyato et al. 2018), which
-    bounds its slope and with it F.
- 2. Gradients are clipped to norm 1: exp(-s) spans decades, and Adam's memory of one spike would halt G for long.
- 3. D and G are updated in turn, not at once. Batches of 64, Gaussian z, tanh, falling learning rates and an average of
-    G, as in vanilla_gan.py.
+ 1. The perceptrons of vanilla_gan.py, not ReLU 1200-1200 and ELU 240-240; D is spectrally normalised (Miyato et al.
+    2018), which bounds its slope and with it F.
+ 2. Gradients are always clipped, to norm 1: Adam's memory of one spike would halt G for long.
+ 3. D and G are updated in turn, not at once. Batches of 64, not 4096, Gaussian z, tanh, falling learning rates and an
+    average of G, as in vanilla_gan.py.
 """
 import io
 import math
 import sys
 import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
-from collections.abc import Callable
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -40,13 +40,10 @@ from common import batches, get_device, load_data, save_grid
 SCRIPT = Path(__file__).stem
 
 
-class Divergence(NamedTuple):
-    """A row of the table. Its functions are elementwise, tensors to tensors."""
-    f: Callable
-    conjugate: Callable
-    activation: Callable  # g_f
-    composed: Callable  # f*(g_f(v)), in a form that neither overflows nor cancels
-    threshold: float  # f'(1)
+# a row of the table: functions of a tensor, elementwise, and the threshold f'(1) of T
+Divergence = namedtuple("Divergence", "f conjugate activation composed threshold")
+DIVERGENCES = ("total_variation", "kl", "reverse_kl", "pearson", "neyman", "squared_hellinger", "jeffrey",
+               "jensen_shannon", "js_weighted", "gan", "alpha")
 
 
 def jeffrey_conjugate(t):
@@ -59,56 +56,35 @@ def jeffrey_conjugate(t):
     return x.exp() + (-x).exp() + t - 2
 
 
-def log_softplus(v):
-    """log log(1 + exp(v)), which in float32 is v below -16, where its gradient would be 0 / 0."""
-    return torch.where(v < -16, v, sp(v.clamp(min=-16)).log())
-
-
-log, exp, expm1 = torch.log, torch.exp, torch.expm1
-sp, ls = nn.functional.softplus, nn.functional.logsigmoid  # log(1 + exp(v)), -log(1 + exp(-v))
-DIVERGENCES = {  # the paper's Tables 1, 2, 5 and 6. A row: f(u), f*(t), / g_f(v), f*(g_f(v)), f'(1); a: alpha, p: pi
-    "total_variation": lambda a, p: Divergence(
-        lambda u: (u - 1).abs() / 2, lambda t: t,
-        lambda v: v.tanh() / 2, lambda v: v.tanh() / 2, 0),
-    "kl": lambda a, p: Divergence(
-        lambda u: u * log(u), lambda t: exp(t - 1),
-        lambda v: v, lambda v: exp(v - 1), 1),
-    "reverse_kl": lambda a, p: Divergence(
-        lambda u: -log(u), lambda t: -1 - log(-t),
-        lambda v: -exp(-v), lambda v: v - 1, -1),
-    "pearson": lambda a, p: Divergence(
-        lambda u: (u - 1)**2, lambda t: t**2 / 4 + t,
-        lambda v: v, lambda v: v**2 / 4 + v, 0),
-    "neyman": lambda a, p: Divergence(
-        lambda u: (1 - u)**2 / u, lambda t: 2 - 2 * (1 - t)**0.5,
-        lambda v: -expm1(-v), lambda v: -2 * expm1(-v / 2), 0),
-    "squared_hellinger": lambda a, p: Divergence(
-        lambda u: (u**0.5 - 1)**2, lambda t: t / (1 - t),
-        lambda v: -expm1(-v), lambda v: expm1(v), 0),
-    "jeffrey": lambda a, p: Divergence(
-        lambda u: (u - 1) * log(u), jeffrey_conjugate,
-        lambda v: v, jeffrey_conjugate, 0),
-    "jensen_shannon": lambda a, p: Divergence(
-        lambda u: u * log(u) - (u + 1) * log((1 + u) / 2), lambda t: -log(2 - exp(t)),
-        lambda v: math.log(2) + ls(v), lambda v: sp(v) - math.log(2), 0),
-    "js_weighted": lambda a, p: Divergence(
-        lambda u: p * u * log(u) - (1 - p + p * u) * log(1 - p + p * u),
-        lambda t: (1 - p) * log((1 - p) / (1 - p * exp(t / p))),
-        lambda v: -p * math.log(p) + ls(v), lambda v: (1 - p) * (math.log(1 - p) - log(-expm1(ls(v) / p))), 0),
-    "gan": lambda a, p: Divergence(
-        lambda u: u * log(u) - (u + 1) * log(u + 1), lambda t: -log(1 - exp(t)),
-        lambda v: ls(v), lambda v: sp(v), -math.log(2)),
-    "alpha": lambda a, p: Divergence(
-        lambda u: (u**a - 1 - a * (u - 1)) / (a * (a - 1)), lambda t: ((t * (a - 1) + 1).relu()**(a / (a - 1)) - 1) / a,
-        lambda v: v if a > 1 else 1 / (1 - a) + ls(v),
-        lambda v: (((v * (a - 1) + 1).relu()**(a / (a - 1)) - 1) / a if a > 1
-                   else expm1(a / (a - 1) * (math.log(1 - a) + log_softplus(-v))) / a), 0),
-}
-
-
 def divergence(args):
-    """The row of the table that the options name."""
-    return DIVERGENCES[args.divergence](args.alpha, args.pi)
+    """The row that --divergence names, of the paper's Tables 1, 2, 5 and 6: f(u), conjugate f*(t), activation g_f(v),
+    composed f*(g_f(v)), in a form that overflows only where its value does, and f'(1)."""
+    a, p, log, exp, expm1 = args.alpha, args.pi, torch.log, torch.exp, torch.expm1
+    sp, ls = nn.functional.softplus, nn.functional.logsigmoid  # log(1 + exp(v)), -log(1 + exp(-v))
+    return Divergence(*{
+        "total_variation": (lambda u: (u - 1).abs() / 2, lambda t: t,
+                            lambda v: v.tanh() / 2, lambda v: v.tanh() / 2, 0),
+        "kl": (lambda u: u * log(u), lambda t: exp(t - 1), lambda v: v, lambda v: exp(v - 1), 1),
+        "reverse_kl": (lambda u: -log(u), lambda t: -1 - log(-t), lambda v: -exp(-v), lambda v: v - 1, -1),
+        "pearson": (lambda u: (u - 1)**2, lambda t: t**2 / 4 + t, lambda v: v, lambda v: v**2 / 4 + v, 0),
+        "neyman": (lambda u: (1 - u)**2 / u, lambda t: 2 - 2 * (1 - t)**0.5,
+                   lambda v: -expm1(-v), lambda v: -2 * expm1(-v / 2), 0),
+        "squared_hellinger": (lambda u: (u**0.5 - 1)**2, lambda t: t / (1 - t),
+                              lambda v: -expm1(-v), lambda v: expm1(v), 0),
+        "jeffrey": (lambda u: (u - 1) * log(u), jeffrey_conjugate, lambda v: v, jeffrey_conjugate, 0),
+        "jensen_shannon": (lambda u: u * log(u) - (u + 1) * log((1 + u) / 2), lambda t: -log(2 - exp(t)),
+                           lambda v: math.log(2) + ls(v), lambda v: sp(v) - math.log(2), 0),
+        "js_weighted": (lambda u: p * u * log(u) - (1 - p + p * u) * log(1 - p + p * u),
+                        lambda t: (1 - p) * log((1 - p) / (1 - p * exp(t / p))), lambda v: -p * math.log(p) + ls(v),
+                        lambda v: (1 - p) * (math.log(1 - p) - log(-expm1(ls(v.clamp(max=80)) / p)) + (v - 80).relu()),
+                        0),
+        "gan": (lambda u: u * log(u) - (u + 1) * log(u + 1), lambda t: -log(1 - exp(t)), ls, sp, -math.log(2)),
+        "alpha": (lambda u: (u**a - 1 - a * (u - 1)) / (a * (a - 1)),
+                  lambda t: ((t * (a - 1) + 1).relu()**(a / (a - 1)) - 1) / a,
+                  lambda v: v if a > 1 else 1 / (1 - a) + ls(v),
+                  lambda v: ((v * (a - 1) + 1).relu()**(a / (a - 1)) - 1) / a if a > 1 else
+                  expm1(a / (a - 1) * (math.log(1 - a) + log(sp(-v.clamp(max=16))) - (v - 16).relu())) / a, 0),
+    }[args.divergence])
 
 
 def parse_args(argv=None, saved=None):
@@ -133,7 +109,7 @@ def parse_args(argv=None, saved=None):
     add("--cuda", action="store_true", help="train on a CUDA device")
     add("--divergence", choices=DIVERGENCES, default="kl", help="what D measures and G makes small")
     add("--pi", type=float, default=0.3, help="js_weighted: weight of the data, in (0, 1)")
-    add("--alpha", type=float, default=1.5, help="alpha: its order, neither 0 nor 1")
+    add("--alpha", type=float, default=1.5, help="alpha: its order, not 0, nor within 0.1 of 1")
     add("--generator_loss", choices=["trick", "minimax"], default="trick", help="ascend E[g_f], or descend F")
     add("--clip", type=float, default=1, help="largest norm of a network's gradient (inf: any)")
     return parser.parse_args(argv, Namespace(**saved or {}))
@@ -186,8 +162,8 @@ def generator_loss(s_fake, args):
 
 
 def train_step(G, D, opt_G, opt_D, x, y, args):
-    """A step of D, one of G on images x (N, C, H, W), labels y (N,). Returns losses, mean raw scores, F <= D_f(p || q)
-    and the rates of images on their side of the threshold f'(1): real ones above it, generated ones not; detached."""
+    """A step of D, one of G on images x (N, C, H, W), labels y (N,). Returns losses, mean raw scores, F, which is at
+    most D_f(p || q) but for the noise of a batch, and the shares of images on their side of f'(1); detached."""
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     fake = G(z)
 
@@ -206,9 +182,9 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     nn.utils.clip_grad_norm_(G.parameters(), args.clip)
     opt_G.step()
     row = divergence(args)
-    T_real, T_fake = row.activation(s_real), row.activation(s_fake)
     values = {"loss_D": loss_D, "loss_G": loss_G, "s(x)": s_real.mean(), "s(G(z))": s_fake.mean(), "F": -loss_D,
-              "TPR": (T_real > row.threshold).float().mean(), "TNR": (T_fake <= row.threshold).float().mean()}
+              "TPR": (row.activation(s_real) > row.threshold).float().mean(),
+              "TNR": (row.activation(s_fake) <= row.threshold).float().mean()}
     return {name: value.detach() for name, value in values.items()}
 
 
@@ -224,10 +200,10 @@ def sample(G, D, args):
 
 def setup(args, device):
     """The data, and the arguments of the two networks that fit it."""
+    if not 0 < args.pi < 1 or args.alpha == 0 or not 0.1 <= abs(args.alpha - 1) < math.inf or not args.clip > 0:
+        raise ValueError("--pi must lie between 0 and 1, --alpha be finite, not 0 nor near 1 (kl), --clip positive.")
     data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed)
     shape = tuple(data.images.shape[1:])
-    if not 0 < args.pi < 1 or args.alpha in (0, 1) or not math.isfinite(args.alpha) or not args.clip > 0:
-        raise ValueError("--pi must lie between 0 and 1, --alpha be finite and neither 0 nor 1, --clip positive.")
     return data, {"latent_dim": args.latent_dim, "img_shape": shape}, {"img_shape": shape}
 
 

@@ -49,7 +49,7 @@ def test_f_is_convex_and_0_at_1_but_for_the_gan_which_is_minus_log_4():
         assert row(*key).f(torch.ones(1)).item() == pytest.approx(-math.log(4) if key[0] == "gan" else 0, abs=1e-6)
 
 
-DIVERGENCES_BY_HAND = {  # of p and q, by other formulas than E_q[f(p / q)]
+BY_HAND = {  # of p and q, by other formulas than E_q[f(p / q)]
     "total_variation": lambda p, q: (p - q).abs().sum() / 2,
     "kl": lambda p, q: (p * (p / q).log()).sum(),
     "reverse_kl": lambda p, q: (q * (q / p).log()).sum(),
@@ -67,7 +67,12 @@ DIVERGENCES_BY_HAND = {  # of p and q, by other formulas than E_q[f(p / q)]
 
 @pytest.mark.parametrize("name", fgan.DIVERGENCES)
 def test_f_is_that_of_the_divergence_of_this_name(name):
-    assert value(row(name, 1.5, 0.3), p, q) == pytest.approx(DIVERGENCES_BY_HAND[name](p, q).item(), abs=1e-9)
+    assert value(row(name, 1.5, 0.3), p, q) == pytest.approx(BY_HAND[name](p, q).item(), abs=1e-9)
+    if name == "alpha":  # the named divergences that it contains
+        for a, other in ((0.5, lambda p, q: 2 * BY_HAND["squared_hellinger"](p, q)),
+                         (2, lambda p, q: BY_HAND["pearson"](p, q) / 2),
+                         (-1, lambda p, q: BY_HAND["neyman"](p, q) / 2)):
+            assert value(row(name, a, 0.3), p, q) == pytest.approx(other(p, q).item(), abs=1e-9)
 
 
 @every_row
@@ -128,11 +133,51 @@ def test_float32_is_finite_wherever_the_true_value_can_be_represented(name, alph
     for dtype in (torch.float, torch.double):
         x = v.to(dtype).requires_grad_()
         y = getattr(row(name, alpha, pi), function)(x)
-        results.append((y.detach(), torch.autograd.grad(y.sum(), x)[0] if y.requires_grad else None))
+        results.append((y.detach(), torch.autograd.grad(y.sum(), x)[0]))
     for ours, true in zip(*results):
         fits = true.abs() < 3e38
         assert fits.sum() > 320
         assert torch.allclose(ours[fits].double(), true[fits], rtol=2e-4, atol=2e-4)
+
+
+@every_row
+def test_tails_are_those_of_the_naive_form_and_of_its_limits(name, alpha, pi):
+    r, v = row(name, alpha, pi), torch.linspace(-30, 30, 241, dtype=torch.double, requires_grad=True)
+    stable, naive = r.composed(v), r.conjugate(r.activation(v))
+    slope = torch.autograd.grad(stable.sum(), v, retain_graph=True)[0]
+    fits = naive.isfinite() & (r.activation(v).detach().diff(prepend=torch.tensor([-math.inf]).double()) > 1e-4)
+    assert fits.sum() > 30
+    assert torch.allclose(stable[fits], naive[fits], rtol=1e-3, atol=1e-6)
+    # by the chain rule, f*'(g_f(v)) g_f'(v), with f*' = u at t = f'(u)
+    limit = {"gan": 1, "jensen_shannon": 1, "js_weighted": 1 - pi, "reverse_kl": 1}.get(name)
+    if limit:
+        for far in (60.0, 200.0):
+            x = torch.tensor([far], requires_grad=True)
+            r.composed(x).backward()
+            assert x.grad.item() == pytest.approx(limit, rel=1e-4) and r.composed(x).isfinite()
+    assert (slope >= -1e-6).all() or name == "pearson"  # D always gains by scoring generated images down
+
+
+@pytest.mark.parametrize("clip, norm", [("1e-3", 1e-3), ("inf", None)])
+def test_gradients_are_clipped(clip, norm):
+    G, D, opt_G, opt_D, args = networks(fgan, options=["--clip", clip])
+    fgan.train_step(G, D, opt_G, opt_D, draw_glyphs(32, 3)[0] / 127.5 - 1, None, args)
+    for net in (G, D):
+        found = torch.stack([p.grad.norm() for p in net.parameters()]).norm().item()
+        assert found == pytest.approx(norm, rel=1e-3) if norm else found > 0.01
+
+
+def test_the_slope_of_d_is_at_most_1():
+    G, D, opt_G, opt_D, args = networks(fgan, options=["--divergence", "reverse_kl"], lr_d=1e-2)
+    x = draw_glyphs(64, 3)[0] / 127.5 - 1
+    for _ in range(10):
+        fgan.train_step(G, D, opt_G, opt_D, x, None, args)
+    for _ in range(20):
+        D(x)  # lets the power iteration settle
+    D.eval()
+    with torch.no_grad():
+        slopes = (D(x) - D(x.flip(0)))[:, 0].abs() / (x - x.flip(0)).flatten(1).norm(dim=1)
+    assert slopes.max() < 1.05
 
 
 def test_gan_row_has_the_losses_and_the_gradients_of_vanilla_gan():
@@ -191,10 +236,11 @@ def test_rates_count_images_on_their_side_of_the_threshold():
 
 @pytest.mark.parametrize("argv, sentence", [
     (["--divergence", "wasserstein"], "invalid choice: 'wasserstein'"), (["--pi", "0"], "between 0 and 1"),
-    (["--pi", "1"], "between 0 and 1"), (["--pi", "nan"], "between 0 and 1"), (["--alpha", "0"], "neither 0 nor 1"),
-    (["--alpha", "1"], "neither 0 nor 1"), (["--clip", "0"], "--clip positive"),
-    (["--alpha", "inf"], "neither 0 nor 1")])
-def test_options_that_are_no_divergence_are_refused(argv, sentence, run_options, capsys):
+    (["--pi", "1"], "between 0 and 1"), (["--pi", "nan"], "between 0 and 1"), (["--alpha", "0"], "not 0 nor near 1"),
+    (["--alpha", "1"], "not 0 nor near 1"), (["--alpha", "0.95"], "near 1"), (["--clip", "0"], "--clip positive"),
+    (["--alpha", "inf"], "--alpha be finite")])
+def test_options_that_are_no_divergence_are_refused_before_any_work(argv, sentence, run_options, capsys, monkeypatch):
+    monkeypatch.setattr(fgan, "load_data", None)
     with pytest.raises(SystemExit) as stop:
         fgan.main([*run_options, *argv])
     error = capsys.readouterr().err

@@ -5,8 +5,10 @@ import pytest
 import score
 import torch
 
+import cgan
 import cogan
 import dcgan
+import fgan
 import infogan
 from common import draw_glyphs
 
@@ -52,6 +54,19 @@ def test_parzen_chooses_its_bandwidth_and_reads_the_likelihood_of_a_known_densit
     assert float(score.parzen_fgan(samples, test).split()[0]) == pytest.approx(true, abs=0.08)
 
 
+@pytest.mark.parametrize("spread", [0.06, 0.2])
+def test_bandwidth_of_f_gan_s_protocol_is_that_of_the_clusters(spread):
+    torch.manual_seed(0)
+    centres = 3 * torch.randn(30, 20)
+    samples, test = ((centres[torch.arange(n) % 30] + spread * torch.randn(n, 20)) for n in (3000, 600))
+    samples = samples[torch.randperm(len(samples))]
+    found = float(score.parzen_fgan(samples, test).split()[0])
+    true = -math.log(30) - 20 * (0.5 + math.log(spread * math.sqrt(2 * math.pi)))
+    assert found == pytest.approx(true, abs=6)  # a bandwidth twice too wide or narrow costs more
+    wrong = score.log_likelihood(samples, test, [2 * spread, spread / 3])[0]
+    assert (wrong < found - 4).all()
+
+
 def test_nearest_neighbour_error_counts_wrong_labels():
     images, labels = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([0, 1, 2])
     test, truth = torch.tensor([[0.1], [0.9], [1.8], [5.0]]), torch.tensor([0, 1, 0, 2])
@@ -67,7 +82,8 @@ def test_classifier_learns_digits():
     assert (p.argmax(1) == labels[400:]).float().mean() > 0.8
 
 
-@pytest.mark.parametrize("module, own", [(dcgan, []), (infogan, ["unsupervised test error"]),
+@pytest.mark.parametrize("module, own", [(dcgan, []), (cgan, ["class asked = class seen", "1-NN test error"]),
+                                         (infogan, ["unsupervised test error"]), (fgan, ["log-likelihood (f-GAN)"]),
                                          (cogan, ["same class in both domains", "pixel agreement"])])
 def test_a_table_is_printed_for_any_checkpoint(module, own, run_options, data_dir, tmp_path, capsys, monkeypatch):
     small = score.draw
@@ -76,7 +92,7 @@ def test_a_table_is_printed_for_any_checkpoint(module, own, run_options, data_di
     capsys.readouterr()
     score.main([str(tmp_path / "run" / "checkpoint.pt")])
     out = capsys.readouterr().out
-    for name in ("Frechet distance", "recall", "rarest class", "log-likelihood (GAN)", *own):
+    for name in ("Frechet distance", "recall", "share of class 7", "log-likelihood (GAN)", *own):
         assert f"\n{name} " in out
     assert "training a classifier" in out
     score.main([str(tmp_path / "run" / "checkpoint.pt")])
