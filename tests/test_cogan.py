@@ -242,7 +242,8 @@ def test_every_domain_runs_on_every_kind_of_data(domain, dataset, tmp_path, run_
     options = [*run_options, "--n_epochs", "1", "--domain", domain, "--out_dir", str(tmp_path / "run")]
     options += ["--dataset", str(tmp_path / "data"), "--batch_size", "6"] if dataset == "folder" else []
     cogan.main(options)
-    x1, x2 = cogan.load_generator(tmp_path / "run" / "checkpoint.pt")(torch.randn(2, 100))
+    G = cogan.load_generator(tmp_path / "run" / "checkpoint.pt")
+    x1, x2 = G(torch.randn(2, G.latent_dim))
     colour = 3 if dataset == "folder" else 1
     assert x1.shape == (2, colour, 8, 8) and x2.shape == (2, 3 if domain == "mnistm" else colour, 8, 8)
 
