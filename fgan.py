@@ -10,11 +10,11 @@ prints the share of real images above that threshold (TPR) and of generated ones
     python fgan.py --divergence pearson    # MNIST, or drawn digits when offline; diff vanilla_gan.py fgan.py
 
 What to expect: squared_hellinger and jeffrey, which fail in the paper's table, learn here; total_variation collapses,
-because its tanh is flat for G and D alike once a side has won. Where p and q do not overlap, kl, reverse_kl, pearson,
-neyman, jeffrey and alpha outside (0, 1) are infinite, so that D raises F without end; the trick of reverse_kl, neyman
-and squared_hellinger weighs an image by exp(-s), so that the worst one decides alone. Departures 1 and 2 keep both
-finite. minimax weighs all images alike for reverse_kl, but turns G round for pearson where s < -2 and halts it for
-alpha > 1 where s < 1 / (1 - alpha).
+because its tanh is flat for G and D alike once a side has won, unless --lr_g 2e-4 lets D keep up. Where p and q do not
+overlap, kl, reverse_kl, pearson, neyman, jeffrey and alpha outside (0, 1) are infinite, so that D raises F without end;
+the trick of reverse_kl, neyman and squared_hellinger weighs an image by exp(-s), so that the worst one decides alone.
+Departures 1 and 2 keep both finite. minimax weighs all images alike for reverse_kl, but turns G round for pearson where
+s < -2 and halts it for alpha > 1 where s < 1 / (1 - alpha).
 
 Departures from the paper:
  1. The perceptrons of vanilla_gan.py, not ReLU 1200-1200 and ELU 240-240; D is spectrally normalised (Miyato et al.
