@@ -19,7 +19,7 @@ s < -2 and halts it for alpha > 1 where s < 1 / (1 - alpha).
 Departures from the paper:
  1. The perceptrons of vanilla_gan.py, not ReLU 1200-1200 and ELU 240-240; D is spectrally normalised (Miyato et al.
     2018), which bounds its slope and with it F.
- 2. Gradients are always clipped, to norm 1: Adam's memory of one spike would halt G for long.
+ 2. Gradients are clipped to norm 1 (--clip): Adam's memory of one spike would halt G for long.
  3. D and G are updated in turn, not at once. Batches of 64, not 4096, Gaussian z, tanh, falling learning rates and an
     average of G, as in vanilla_gan.py.
 """

@@ -133,11 +133,14 @@ def main(argv=None):
     parser.add_argument("checkpoint")
     parser.add_argument("--data_dir", help="where the dataset lies (default: where the run had it)")
     options = parser.parse_args(argv)
-    saved = torch.load(options.checkpoint, map_location="cpu", weights_only=True)
-    module, args = importlib.import_module(saved["script"]), argparse.Namespace(**saved["args"])
-    folder = Path(options.data_dir or args.data_dir)
-    train, test = (load_data(args.dataset, folder, args.img_size, "cpu", args.seed, train=t) for t in (True, False))
-    G, n_classes = module.load_generator(options.checkpoint), len(train.classes)
+    try:
+        saved = torch.load(options.checkpoint, map_location="cpu", weights_only=True)
+        module, args = importlib.import_module(saved["script"]), argparse.Namespace(**saved["args"])
+        folder = Path(options.data_dir or args.data_dir)
+        train, test = (load_data(args.dataset, folder, args.img_size, "cpu", args.seed, train=t) for t in (True, False))
+        G, n_classes = module.load_generator(options.checkpoint), len(train.classes)
+    except Exception as error:  # torch.load answers a damaged or foreign file in a dozen ways
+        parser.exit(2, f"{options.checkpoint} can't be scored: {' '.join(str(error).split())[:300]}\n")
 
     def unit(images):
         return images / 127.5 - 1
@@ -195,7 +198,8 @@ def main(argv=None):
         with torch.no_grad():
             line("unsupervised test error", module.test_error(D.eval(), args, "cpu"))
     if saved["script"] == "cogan":
-        net = classifier(f"{size}-{args.domain}", other(train.images, 11))
+        photos = f"-{Path(args.photos).name}" if args.photos else ""
+        net = classifier(f"{size}-{args.domain}{photos}", other(train.images, 11))
         second = table(f"domain 2: {args.domain}", net, samples[1], other(train.images[chosen[:10000]], 12),
                        other(test.images, 13))
         line("same class in both domains", (seen == second).float().mean().item())

@@ -180,7 +180,21 @@ def test_the_slope_of_d_is_at_most_1():
     assert slopes.max() < 1.05
 
 
-def test_gan_row_has_the_losses_and_the_gradients_of_vanilla_gan():
+def test_gan_row_is_the_loss_of_vanilla_gan_in_value_and_gradient():
+    real, fake = torch.linspace(-30, 30, 61)[:, None], torch.linspace(-20, 25, 61)[:, None]
+    for generator_loss, loss in (("trick", "non_saturating"), ("minimax", "minimax")):
+        results = []
+        for script in (fgan, vanilla_gan):
+            args = script.parse_args(["--divergence", "gan", "--generator_loss", generator_loss] if script is fgan else
+                                     ["--loss", loss])
+            s, t = real.clone().requires_grad_(), fake.clone().requires_grad_()
+            losses = [script.discriminator_loss(s, t, args), script.generator_loss(t, args)]
+            results.append([*losses, *torch.autograd.grad(losses[0], (s, t)), *torch.autograd.grad(losses[1], t)])
+        for a, b in zip(*results):
+            assert torch.allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_gan_row_makes_the_step_of_vanilla_gan():
     x, y = draw_glyphs(32, 3)[0] / 127.5 - 1, None
     for generator_loss, loss in (("trick", "non_saturating"), ("minimax", "minimax")):
         results = []

@@ -82,6 +82,17 @@ def test_classifier_learns_digits():
     assert (p.argmax(1) == labels[400:]).float().mean() > 0.8
 
 
+@pytest.mark.parametrize("content", [None, b"no checkpoint", b""])
+def test_a_file_that_can_t_be_scored_gets_one_sentence(content, tmp_path, capsys):
+    path = tmp_path / "checkpoint.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        score.main([str(path)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "can't be scored" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("module, own", [(dcgan, []), (cgan, ["class asked = class seen", "1-NN test error"]),
                                          (infogan, ["unsupervised test error"]), (fgan, ["log-likelihood (f-GAN)"]),
                                          (cogan, ["same class in both domains", "pixel agreement"])])
