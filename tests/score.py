@@ -64,6 +64,18 @@ def train_classifier(images, labels, n_classes, n_epochs=3, batch_size=200):
     return net.eval()
 
 
+def load_classifier(name, folder, images, labels, n_classes):
+    """The classifier kept under this name in the folder or, the first time, a new one of images (n, C, H, H)."""
+    path, net = Path(folder) / f"score-{name}.pt", Classifier(images.shape[1], n_classes)
+    if path.exists():
+        net.load_state_dict(torch.load(path, weights_only=True))
+        return net.eval()
+    print(f"training a classifier, once: {path}", flush=True)
+    net = train_classifier(images, labels, n_classes)
+    torch.save(net.state_dict(), path)
+    return net
+
+
 def frechet_distance(a, b):
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of the Gaussians fitted to features a, b (n, d)."""
     a, b = a.double(), b.double()
@@ -151,16 +163,6 @@ def main(argv=None):
         patches = load_patches(len(images), images.shape[-1], args.photos, seed)
         return unit((patches.int() - images.int()).abs())
 
-    def classifier(name, images):
-        path, net = folder / f"score-{name}.pt", Classifier(images.shape[1], n_classes)
-        if path.exists():
-            net.load_state_dict(torch.load(path, weights_only=True))
-            return net.eval()
-        print(f"training a classifier, once: {path}", flush=True)
-        net = train_classifier(images, train.labels, n_classes)
-        torch.save(net.state_dict(), path)
-        return net
-
     def table(title, net, samples, real, truth):
         """The figures that every generator has; returns the classes of the samples."""
         (f, p), (f_real, p_real), (f_test, p_test) = (net.features(x) for x in (samples, real, truth))
@@ -185,7 +187,8 @@ def main(argv=None):
     chosen = torch.randperm(len(train.images))
     real, truth = unit(train.images[chosen[:10000]]), unit(test.images)
     first = samples[0] if saved["script"] == "cogan" else samples
-    seen = table(saved["script"], classifier(size, unit(train.images)), first, real, truth)
+    net = load_classifier(size, folder, unit(train.images), train.labels, n_classes)
+    seen = table(saved["script"], net, first, real, truth)
     if asked is not None:
         line("class asked = class seen", (seen == asked).float().mean().item())
         many, labels = draw(module, G, 50000)
@@ -199,7 +202,7 @@ def main(argv=None):
             line("unsupervised test error", module.test_error(D.eval(), args, "cpu"))
     if saved["script"] == "cogan":
         photos = f"-{Path(args.photos).name}" if args.photos else ""
-        net = classifier(f"{size}-{args.domain}{photos}", other(train.images, 11))
+        net = load_classifier(f"{size}-{args.domain}{photos}", folder, other(train.images, 11), train.labels, n_classes)
         second = table(f"domain 2: {args.domain}", net, samples[1], other(train.images[chosen[:10000]], 12),
                        other(test.images, 13))
         line("same class in both domains", (seen == second).float().mean().item())
