@@ -32,7 +32,7 @@ from torch.optim.swa_utils import AveragedModel
 from common import batches, get_device, load_data, load_patches, save_grid
 
 SCRIPT = Path(__file__).stem
-TIED = {"edge": (3, 3), "negative": (3, 3), "mnistm": (3, 3), "rotate": (1, 2)}  # --shared_g and --shared_d that suit
+TIED = {"edge": (3, 3), "negative": (3, 3), "mnistm": (3, 3), "rotate": (3, 3)}  # --shared_g and --shared_d that suit
 
 
 def transform(x, domain):
@@ -49,7 +49,7 @@ def parse_args(argv=None, saved=None):
     parser = ArgumentParser(SCRIPT, description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"{SCRIPT}: {message}\n")
     add = parser.add_argument
-    add("--n_epochs", type=int, default=10, help="passes over the data")
+    add("--n_epochs", type=int, default=16, help="passes over the data")
     add("--batch_size", type=int, default=64, help="images per step")
     add("--lr_g", type=float, default=2e-3, help="Adam: learning rate of the generator")
     add("--lr_d", type=float, default=8e-4, help="Adam: learning rate of the discriminator")
@@ -75,10 +75,25 @@ def parse_args(argv=None, saved=None):
     return args
 
 
+class Turn(nn.Module):
+    """x (N, C, H, H) -> each image in one of the eight symmetries of the square, drawn with learned probabilities."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(8))
+
+    def forward(self, x):
+        ways = torch.stack([way for k in range(4) for way in (x.rot90(k, (2, 3)), x.rot90(k, (2, 3)).mT)], 1)
+        if not self.training:
+            return ways[:, self.logits.argmax()]
+        choice = nn.functional.gumbel_softmax(5 * self.logits.expand(len(x), -1), hard=True)  # 5 quickens Adam
+        return (choice[:, :, None, None, None] * ways).sum(1)
+
+
 class Generator(nn.Module):
     """z (N, latent_dim) -> x1 (N, C1, H, H), x2 (N, C2, H, H) in [-1, 1]; H is a multiple of 4, else ValueError."""
 
-    def __init__(self, latent_dim, img_shapes, n_tied, width=32, hidden=512):
+    def __init__(self, latent_dim, img_shapes, n_tied, turns, width=32, hidden=512):
         super().__init__()
         self.latent_dim = latent_dim
         side = img_shapes[0][-1]
@@ -95,7 +110,7 @@ class Generator(nn.Module):
             ]
         g1, g2 = (layers(shape[0]) for shape in img_shapes)
         self.tied = nn.Sequential(*g1[:n_tied])
-        self.private = nn.ModuleList(nn.Sequential(*g[n_tied:]) for g in (g1, g2))
+        self.private = nn.ModuleList(nn.Sequential(*g[n_tied:]) for g in (g1, g2 + [Turn()] * turns))
         for name, p in self.named_parameters():  # as the authors of DCGAN: gains from N(1, 0.02), biases 0
             nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
 
@@ -205,7 +220,8 @@ def setup(args, device):
         x2 = torch.cat([((chunk + 1) * 127.5).round().byte() for chunk in chunks])
     shapes = tuple((x.shape[1], side, side) for x in (x1, x2))
     data = data._replace(images=torch.cat([x1, x2], 1), labels=data.labels[order[:half]])
-    return (data, {"latent_dim": args.latent_dim, "img_shapes": shapes, "n_tied": args.shared_g},
+    return (data, {"latent_dim": args.latent_dim, "img_shapes": shapes, "n_tied": args.shared_g,
+                   "turns": args.domain == "rotate"},
             {"img_shapes": shapes, "n_tied": args.shared_d})
 
 

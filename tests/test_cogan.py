@@ -43,9 +43,10 @@ def test_tied_layers_take_the_mean_of_the_gradients_of_two_separate_networks(dom
     torch.manual_seed(3)
     values = cogan.train_step(G, D, opt_G, opt_D, x, None, args)
     torch.manual_seed(3)
-    z = torch.randn(16, 16)
+    z, state = torch.randn(16, 16), torch.get_rng_state()
     losses = []
     for i, (g, d) in enumerate(nets):
+        torch.set_rng_state(state)  # from which rotate's Turn draws
         fake = g(z)[i]
         score = lambda images, d=d, i=i: d.tied(d.private[i](images))  # noqa: E731
         loss_D = -(score(x[:, i:i + 1]).sigmoid().log().mean() + (1 - score(fake.detach()).sigmoid()).log().mean())
@@ -182,14 +183,47 @@ def test_grid_shows_domain_1_above_its_pairs_in_domain_2(domain, channels):
 
 
 @pytest.mark.parametrize("domain", cogan.TIED)
-def test_each_domain_ties_by_default_what_lets_it_be_drawn(domain):
+def test_each_domain_leaves_private_what_lets_it_be_drawn(domain):
     G, D, *_ = networks(cogan, options=["--domain", domain])
-    first_private, last_private = G.private[0][0][0], D.private[0][-1][0]
-    if domain == "rotate":  # a dense layer can move every pixel; D reads the rotated maps with convolutions of its own
-        assert isinstance(first_private, torch.nn.Linear) and len(D.tied) == 2
-    else:  # convolutions, small enough to leave the digit in its place
-        assert isinstance(first_private, torch.nn.ConvTranspose2d) and len(D.tied) == 3
-    assert isinstance(last_private, torch.nn.Conv2d)
+    for private in G.private:  # a convolution, small enough to leave the digit in its place
+        assert isinstance(private[0][0], torch.nn.ConvTranspose2d)
+    assert len(D.tied) == 3 and isinstance(D.private[0][-1][0], torch.nn.Conv2d)
+    assert [len(private) for private in G.private] == ([1, 2] if domain == "rotate" else [1, 1])
+    assert domain != "rotate" or isinstance(G.private[1][1], cogan.Turn)
+
+
+def test_turn_draws_the_eight_symmetries_of_the_square_with_its_probabilities():
+    turn, x = cogan.Turn(), torch.rand(1, 2, 4, 4)
+    found = []
+    for k in range(8):
+        with torch.no_grad():
+            turn.logits.copy_(torch.nn.functional.one_hot(torch.tensor(k), 8))
+        found.append(turn.eval()(x))
+    assert any(torch.equal(way, cogan.transform(x, "rotate")) for way in found)
+    assert len({way.numpy().tobytes() for way in found}) == 8
+    for i in range(8):  # a group: a turn of a turn is one of them
+        again = found[i].rot90(1, (2, 3)), found[i].flip(3)
+        assert all(any(torch.equal(way, other) for other in found) for way in again)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        turn.logits.copy_(torch.log(torch.arange(1.0, 9)) / 5)
+    drawn = turn.train()(x.expand(4000, -1, -1, -1))
+    shares = torch.stack([(drawn == way).all(3).all(2).all(1).float().mean() for way in found])
+    assert torch.allclose(shares, torch.arange(1.0, 9) / 36, atol=0.03)
+
+
+def test_turn_learns_which_way_its_images_are_liked():
+    torch.manual_seed(0)
+    turn, x = cogan.Turn(), torch.randn(64, 1, 4, 4)
+    x[:, :, 0] += 3  # bright above
+    liked = torch.zeros(4, 4)
+    liked[:, 0] = 1  # bright on the left is what a linear critic wants
+    optimizer = torch.optim.Adam(turn.parameters(), 2e-2, (0.5, 0.999))
+    for _ in range(60):
+        optimizer.zero_grad()
+        (-(turn(x) * liked).sum((1, 2, 3)).mean()).backward()
+        optimizer.step()
+    assert (turn.eval()(x) * liked).sum((1, 2, 3)).mean() > 10
 
 
 @pytest.mark.parametrize("argv", [["--domain", "negative"], ["--shared_g", "0"], ["--shared_d", "1"], ["--seed", "3"]])
