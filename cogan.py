@@ -9,14 +9,15 @@ What is private can but render it in two ways. G ascends E_z[log f(g(z))], as in
     python cogan.py --domain negative    # MNIST, or drawn digits when offline
     python cogan.py --shared_g 0         # the control: untied generators, whose pairs have nothing in common
 
-The private layers must be able to make the change. A last convolution can invert, draw edges or colour; a quarter turn
-moves every pixel. --domain rotate therefore leaves G's second dense layer private, which does not align its pairs: at
-chance level after 2 epochs. Watch agree against shuffled: training does not bring pairs together that start apart.
+The private layers must be able to make the change. A last convolution can invert, draw edges or colour, but a quarter
+turn moves every pixel: for --domain rotate, g2 ends with a layer that draws one of the square's eight symmetries for
+each image and learns their probabilities. Watch agree against shuffled.
 
 Departures from the paper:
  1. The layers and the training of dcgan.py, in which a layer is a convolution or dense layer with what follows it.
  2. 12 dimensions of z, not 100: room for one digit, not for two that have nothing in common.
- 3. mnistm (Ganin et al. 2016) is no task of the paper.
+ 3. rotate's last layer. Dense private layers, which can turn an image, too, let its pairs have nothing in common.
+ 4. mnistm (Ganin et al. 2016) is no task of the paper.
 """
 import io
 import sys
