@@ -9,14 +9,15 @@ What is private can but render it in two ways. G ascends E_z[log f(g(z))], as in
     python cogan.py --domain negative    # MNIST, or drawn digits when offline
     python cogan.py --shared_g 0         # the control: untied generators, whose pairs have nothing in common
 
-The private layers must be able to make the change. A last convolution can invert, draw edges or colour, but a quarter
-turn moves every pixel: for --domain rotate, g2 ends with a layer that draws one of the square's eight symmetries for
-each image and learns their probabilities. Watch agree against shuffled.
+The private layers must be able to make the change, and little else. A last convolution can invert, draw edges, colour.
+A quarter turn moves every pixel: for --domain rotate all four layers are tied, and private are a turn at the end of g2
+and one at the start of f2, each of which learns its weights of the square's eight symmetries. Watch agree beside
+shuffled: training does not bring pairs together that start apart.
 
 Departures from the paper:
  1. The layers and the training of dcgan.py, in which a layer is a convolution or dense layer with what follows it.
  2. 12 dimensions of z, not 100: room for one digit, not for two that have nothing in common.
- 3. rotate's last layer. Dense private layers, which can turn an image, too, let its pairs have nothing in common.
+ 3. rotate's turns. Dense private layers can turn an image, too, but let its pairs have nothing in common.
  4. mnistm (Ganin et al. 2016) is no task of the paper.
 """
 import io
@@ -33,7 +34,7 @@ from torch.optim.swa_utils import AveragedModel
 from common import batches, get_device, load_data, load_patches, save_grid
 
 SCRIPT = Path(__file__).stem
-TIED = {"edge": (3, 3), "negative": (3, 3), "mnistm": (3, 3), "rotate": (3, 3)}  # --shared_g and --shared_d that suit
+TIED = {"edge": (3, 3), "negative": (3, 3), "mnistm": (3, 3), "rotate": (4, 4)}  # --shared_g and --shared_d that suit
 
 
 def transform(x, domain):
@@ -67,8 +68,8 @@ def parse_args(argv=None, saved=None):
     add("--cuda", action="store_true", help="train on a CUDA device")
     add("--domain", choices=TIED, default="edge", help="what domain 2 shows of the images")
     add("--photos", metavar="FOLDER", help="mnistm: photographs to cut patches from (None: drawn clouds)")
-    add("--shared_g", type=int, help="first layers of G that are tied, 0 to 3 (None: what suits the domain)")
-    add("--shared_d", type=int, help="last layers of D that are tied, 0 to 3 (None: what suits the domain)")
+    add("--shared_g", type=int, help="first layers of G that are tied, 0 to 3, rotate 4 (None: what suits the domain)")
+    add("--shared_d", type=int, help="last layers of D that are tied, 0 to 3, rotate 4 (None: what suits the domain)")
     args = parser.parse_args(argv, Namespace(**saved or {}))
     own = ("domain", "photos", "shared_g", "shared_d", "seed")  # the halves and the layers hang on them
     if saved and any(getattr(args, name) != saved[name] for name in own):
@@ -77,18 +78,15 @@ def parse_args(argv=None, saved=None):
 
 
 class Turn(nn.Module):
-    """x (N, C, H, H) -> each image in one of the eight symmetries of the square, drawn with learned probabilities."""
+    """x (N, C, H, H) -> the same: a mixture, with learned weights, of its turns and their mirror images."""
 
     def __init__(self):
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(8))
 
     def forward(self, x):
-        ways = torch.stack([way for k in range(4) for way in (x.rot90(k, (2, 3)), x.rot90(k, (2, 3)).mT)], 1)
-        if not self.training:
-            return ways[:, self.logits.argmax()]
-        choice = nn.functional.gumbel_softmax(5 * self.logits.expand(len(x), -1), hard=True)  # 5 quickens Adam
-        return (choice[:, :, None, None, None] * ways).sum(1)
+        ways = [way for k in range(4) for way in (x.rot90(k, (2, 3)), x.rot90(k, (2, 3)).mT)]
+        return sum(p * way for p, way in zip((5 * self.logits).softmax(0), ways))  # 5: soon one is left
 
 
 class Generator(nn.Module):
@@ -123,7 +121,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images x1 (N, C1, H, H), x2 (N, C2, H, H) -> raw scores s1, s2 (N, 1); sigmoid(s) is the probability of real."""
 
-    def __init__(self, img_shapes, n_tied, width=32, hidden=512):
+    def __init__(self, img_shapes, n_tied, turns, width=32, hidden=512):
         super().__init__()
 
         def layers(channels):
@@ -136,7 +134,7 @@ class Discriminator(nn.Module):
             ]
         f1, f2 = (layers(shape[0]) for shape in img_shapes)
         n_private = len(f1) - n_tied
-        self.private = nn.ModuleList(nn.Sequential(*f[:n_private]) for f in (f1, f2))
+        self.private = nn.ModuleList(nn.Sequential(*f) for f in (f1[:n_private], [Turn()] * turns + f2[:n_private]))
         self.tied = nn.Sequential(*f1[n_private:])
         for name, p in self.named_parameters():  # as the authors of DCGAN: gains from N(1, 0.02), biases 0
             nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
@@ -203,8 +201,9 @@ def setup(args, device):
     """Two disjoint halves of the data, the second in domain 2, stacked in the channels; both networks' arguments."""
     args.shared_g, args.shared_d = (default if n is None else n for n, default in
                                     zip((args.shared_g, args.shared_d), TIED[args.domain]))
-    if not (0 <= args.shared_g <= 3 and 0 <= args.shared_d <= 3):
-        raise ValueError("--shared_g and --shared_d must lie between 0 and 3: one layer of four is always private.")
+    turns = args.domain == "rotate"  # which has a private layer beside the four
+    if not 0 <= min(args.shared_g, args.shared_d) <= max(args.shared_g, args.shared_d) <= 3 + turns:
+        raise ValueError(f"--shared_g and --shared_d must lie between 0 and {3 + turns}: one layer is always private.")
     if args.photos is not None and not (args.domain == "mnistm" and Path(args.photos).is_dir()):
         raise ValueError(f"--photos takes a folder, with --domain mnistm; {args.photos} with {args.domain} is none.")
     data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed)
@@ -221,9 +220,9 @@ def setup(args, device):
         x2 = torch.cat([((chunk + 1) * 127.5).round().byte() for chunk in chunks])
     shapes = tuple((x.shape[1], side, side) for x in (x1, x2))
     data = data._replace(images=torch.cat([x1, x2], 1), labels=data.labels[order[:half]])
-    return (data, {"latent_dim": args.latent_dim, "img_shapes": shapes, "n_tied": args.shared_g,
-                   "turns": args.domain == "rotate"},
-            {"img_shapes": shapes, "n_tied": args.shared_d})
+    config = {"img_shapes": shapes, "turns": turns}
+    return (data, {"latent_dim": args.latent_dim, "n_tied": args.shared_g, **config},
+            {"n_tied": args.shared_d, **config})
 
 
 def load_checkpoint(path):
