@@ -1,23 +1,24 @@
 """CoGAN: pairs of images of two domains, learned from images of each of them without a single pair.
 
 Liu and Tuzel 2016, arXiv:1606.07536. Generators g1, g2 draw a pair from one z, discriminators f1, f2 judge one domain
-each. With s the raw score and f = sigmoid(s), they play (section 3)
+each. With s the raw score and f = sigmoid(s), they play (section 3, there with signs turned)
     min_g max_f E_x1[log f1(x1)] + E_z[log(1 - f1(g1(z)))] + E_x2[log f2(x2)] + E_z[log(1 - f2(g2(z)))],
 where the first layers of g1 and g2, which decide what is drawn, are the same, and so are the last ones of f1 and f2.
-What is private can but render it in two ways. G ascends E_z[log f(g(z))], as in its parent (`diff dcgan.py cogan.py`).
+The private ones render it in two ways. G ascends E_z[log f(g(z))], as in its parent (`diff dcgan.py cogan.py`).
 
     python cogan.py --domain negative    # MNIST, or drawn digits when offline
     python cogan.py --shared_g 0         # the control: untied generators, whose pairs have nothing in common
 
 The private layers must be able to make the change, and little else. A last convolution can invert, draw edges, colour.
-A quarter turn moves every pixel: for --domain rotate all four layers are tied, and private are a turn at the end of g2
-and one at the start of f2, each of which learns its weights of the square's eight symmetries. Watch agree beside
-shuffled: training does not bring pairs together that start apart.
+A quarter turn moves every pixel: for --domain rotate all four layers are tied, g2 ends and f2 begins with a learned
+mixture of the square's eight symmetries. agree, the share of pixels on which T(x1) and x2 agree, must leave shuffled,
+the same for x2 of another z, in some 500 steps: later it never did.
 
+Measured on MNIST (README): 40 s an epoch on two cores, Frechet distance 1.16 after 16 epochs; torch 2.15.
 Departures from the paper:
  1. The layers and the training of dcgan.py, in which a layer is a convolution or dense layer with what follows it.
- 2. 12 dimensions of z, not 100: room for one digit, not for two that have nothing in common.
- 3. rotate's turns. Dense private layers can turn an image, too, but let its pairs have nothing in common.
+ 2. 12 dimensions of z, not 100: pairs agree in more pixels.
+ 3. rotate: x2 is x1 in another position; what is learned without a pair is which of eight.
  4. mnistm (Ganin et al. 2016) is no task of the paper.
 """
 import io
@@ -68,8 +69,8 @@ def parse_args(argv=None, saved=None):
     add("--cuda", action="store_true", help="train on a CUDA device")
     add("--domain", choices=TIED, default="edge", help="what domain 2 shows of the images")
     add("--photos", metavar="FOLDER", help="mnistm: photographs to cut patches from (None: drawn clouds)")
-    add("--shared_g", type=int, help="first layers of G that are tied, 0 to 3, rotate 4 (None: what suits the domain)")
-    add("--shared_d", type=int, help="last layers of D that are tied, 0 to 3, rotate 4 (None: what suits the domain)")
+    add("--shared_g", type=int, help="G's first layers that are tied, 0 to 3, or 4 for rotate (None: as many)")
+    add("--shared_d", type=int, help="D's last layers that are tied, 0 to 3, or 4 for rotate (None: as many)")
     args = parser.parse_args(argv, Namespace(**saved or {}))
     own = ("domain", "photos", "shared_g", "shared_d", "seed")  # the halves and the layers hang on them
     if saved and any(getattr(args, name) != saved[name] for name in own):
@@ -86,7 +87,7 @@ class Turn(nn.Module):
 
     def forward(self, x):
         ways = [way for k in range(4) for way in (x.rot90(k, (2, 3)), x.rot90(k, (2, 3)).mT)]
-        return sum(p * way for p, way in zip((5 * self.logits).softmax(0), ways))  # 5: soon one is left
+        return sum(p * way for p, way in zip((5 * self.logits).softmax(0), ways))  # 5: Adam's steps soon leave only one
 
 
 class Generator(nn.Module):
@@ -154,8 +155,8 @@ def generator_loss(s_fake, args):
 
 
 def train_step(G, D, opt_G, opt_D, x, y, args):
-    """A step of D, one of G on x (N, C1 + C2, H, H), an image of each domain, not of the same thing. Returns losses,
-    mean raw scores and, if T turns domain 1 into 2, the share of pixels of T(x1), x2 on one side of grey; detached."""
+    """A step of D, one of G on x (N, C1 + C2, H, H): unpaired images of both domains. Returns losses, mean raw scores
+    and, but for mnistm, the share of pixels of T(x1), x2 on one side of grey, beside x2 of another z; detached."""
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     fake = G(z)
     real = x.split([images.shape[1] for images in fake], 1)
@@ -202,10 +203,10 @@ def setup(args, device):
     args.shared_g, args.shared_d = (default if n is None else n for n, default in
                                     zip((args.shared_g, args.shared_d), TIED[args.domain]))
     turns = args.domain == "rotate"  # which has a private layer beside the four
-    if not 0 <= min(args.shared_g, args.shared_d) <= max(args.shared_g, args.shared_d) <= 3 + turns:
-        raise ValueError(f"--shared_g and --shared_d must lie between 0 and {3 + turns}: one layer is always private.")
+    if not {args.shared_g, args.shared_d} <= set(range(4 + turns)):
+        raise ValueError(f"--shared_g and --shared_d must lie between 0 and {3 + turns} for {args.domain}.")
     if args.photos is not None and not (args.domain == "mnistm" and Path(args.photos).is_dir()):
-        raise ValueError(f"--photos takes a folder, with --domain mnistm; {args.photos} with {args.domain} is none.")
+        raise ValueError(f"--photos takes a folder and with --domain mnistm: not {args.photos} with {args.domain}.")
     data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed)
     half, side, order = len(data.images) // 2, data.images.shape[-1], torch.randperm(len(data.images)).to(device)
     if not half:

@@ -39,7 +39,7 @@ def main(argv=None):
     options = parser.parse_args(argv)
     columns = min(options.columns, len(options.checkpoints))
     rows = -(-len(options.checkpoints) // columns)
-    figure = Figure((1.2 * columns, 1.36 * rows), dpi=120, layout="constrained")
+    figure = Figure((0.3 * options.n * columns, (0.3 * options.n + 0.16) * rows), dpi=120, layout="constrained")
     for axes, path in zip(figure.subplots(rows, columns, squeeze=False).flat, options.checkpoints):
         images, told = corner(path, options.n)
         grid = make_grid(images, options.n, 1, normalize=True, value_range=(-1, 1), pad_value=0.5)

@@ -28,7 +28,7 @@ def test_corner_is_that_of_the_script_s_grid(checkpoints):
 def test_montage_is_one_titled_picture(checkpoints, tmp_path):
     paths = [str(path) for path in checkpoints.values()]
     montage.main([str(tmp_path / "row.png"), *paths, "--n", "3"])
-    montage.main([str(tmp_path / "column.png"), *paths, "--columns", "1", "--label", "latent_dim"])
+    montage.main([str(tmp_path / "column.png"), *paths, "--n", "3", "--columns", "1", "--label", "latent_dim"])
     row, column = (image.imread(tmp_path / name) for name in ("row.png", "column.png"))
     assert row.shape[1] == pytest.approx(3 * column.shape[1], abs=3)
     assert column.shape[0] == pytest.approx(3 * row.shape[0], abs=3)

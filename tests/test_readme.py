@@ -3,9 +3,13 @@ import importlib
 import os
 import re
 import shlex
+import subprocess
+from glob import glob
 
+import montage
 import pytest
 import score
+import speed
 import torch
 from conftest import ROOT, SCRIPTS
 from torchvision.utils import save_image
@@ -39,6 +43,13 @@ def test_every_python_command_and_the_snippet_run(tmp_path, data_dir, monkeypatc
             score.main(argv)
             (data_dir / "score-mnist-28.pt").unlink()
             continue
+        if name == "tests/speed.py":
+            speed.main([*argv, "--steps", "1", "--limit", "0"])
+            continue
+        if name == "tests/montage.py":
+            os.makedirs("assets", exist_ok=True)
+            montage.main([path for arg in argv for path in sorted(glob(arg)) or [arg]])
+            continue
         short = ["--n_epochs", "2"] * ("--n_epochs" in argv) if "--resume" in argv else ["--n_epochs", "1"]
         short += ["--batch_size", "50"]
         short += ["--img_size", "8"] * (name != "dcgan.py" and "--resume" not in argv)  # quicker
@@ -68,3 +79,29 @@ def test_option_table_names_every_option_with_its_default(name):
 
 def test_script_table_names_every_script():
     assert re.findall(r"^\| `(\w+)\.py` \|", README, re.MULTILINE) == SCRIPTS
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_readme_and_docstring_tell_the_same_measurement(name):
+    """The script table: lines and the size of the diff are counted, seconds and distance are the docstring's."""
+    row = re.search(rf"^\| `{name}\.py` \|(.*)\|$", README, re.MULTILINE)[1].split("|")
+    lines, reading, seconds, distance = (cell.strip() for cell in row[-4:])
+    assert int(lines) == len((ROOT / f"{name}.py").read_text().splitlines())
+    if name != SCRIPTS[0]:
+        command, size = re.fullmatch(r"`(diff \w+\.py \w+\.py)`: (\d+)", reading).groups()
+        done = subprocess.run(command.split(), cwd=ROOT, capture_output=True, text=True)
+        assert command.endswith(f" {name}.py") and int(size) == len(re.findall(r"^[<>]", done.stdout, re.MULTILINE))
+    told = re.search(r"^Measured .*", importlib.import_module(name).__doc__, re.MULTILINE)[0]
+    assert f" {seconds} s an epoch" in told and f"distance {distance.split()[0]}" in told
+
+
+def test_the_diff_that_is_shown_is_the_diff():
+    shown = next(block for language, block in BLOCKS if language == "diff")
+    done = subprocess.run(["diff", "dcgan.py", "lsgan.py"], cwd=ROOT, capture_output=True, text=True)
+    assert shown and done.stdout.endswith(shown)
+
+
+def test_every_picture_is_there_and_small():
+    pictures = re.findall(r"!\[[^]]+\]\((assets/\w+\.png)\)", README)
+    assert len(pictures) >= 9 and set(pictures) == {f"assets/{p.name}" for p in (ROOT / "assets").iterdir()}
+    assert all((ROOT / path).stat().st_size <= 300_000 for path in pictures)
