@@ -108,8 +108,8 @@ def steps_per_second(steps, n):
     return n / whole, 1 - spent[0] / whole
 
 
-def seconds_to(distance, steps, data_dir, every, limit):
-    """Prints the distance after every so many steps, until it is reached or the limit of seconds is spent."""
+def seconds_to(distance, steps, data_dir, every, limit, n=10000):
+    """Prints the distance of n samples every so many steps, until it is reached or the limit of seconds is spent."""
     train, test = (load_data("mnist", data_dir, train=t) for t in (True, False))
     net = score.load_classifier("mnist-28", data_dir, train.images / 127.5 - 1, train.labels, 10)
     truth, spent, now = net.features(test.images / 127.5 - 1)[0], 0.0, float("inf")
@@ -120,7 +120,7 @@ def seconds_to(distance, steps, data_dir, every, limit):
         spent += time.perf_counter() - start
         with torch.random.fork_rng(), torch.no_grad():
             training = G.training
-            x = torch.cat([G.eval()(torch.randn(1000, G.latent_dim)) for _ in range(10)])
+            x = torch.cat([G.eval()(torch.randn(200, G.latent_dim)) for _ in range(n // 200)])
             G.train(training)
         x = nn.functional.interpolate(x, test.images.shape[-2:], mode="bilinear", antialias=True)
         now = score.frechet_distance(net.features(x)[0], truth)

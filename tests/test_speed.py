@@ -49,9 +49,9 @@ def test_both_loops_train(loop, data_dir):
 def test_seconds_to_a_distance_end_where_it_is_reached(data_dir, capsys, monkeypatch):
     net = score.Classifier(1, 10).eval()
     monkeypatch.setattr(score, "load_classifier", lambda *_: net)
-    speed.seconds_to(1e9, speed.usual(data_dir), data_dir, every=2, limit=60)
+    speed.seconds_to(1e9, speed.usual(data_dir), data_dir, every=2, limit=60, n=200)
     assert capsys.readouterr().out.count("distance") == 1
-    speed.seconds_to(-1, speed.usual(data_dir), data_dir, every=1, limit=1e-9)
+    speed.seconds_to(-1, speed.usual(data_dir), data_dir, every=1, limit=1e-9, n=200)
     assert capsys.readouterr().out.count("distance") == 1
     speed.seconds_to(1e9, speed.usual(data_dir), data_dir, every=1, limit=0)
     assert capsys.readouterr().out == ""
