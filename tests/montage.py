@@ -2,7 +2,7 @@
 
     python tests/montage.py assets/strip.png runs/*/checkpoint.pt
 
-A picture is titled with its script or, where the same script comes twice, with what --label names: an option's value.
+Each is titled with its script or with the value of the option that --label names.
 """
 import argparse
 import importlib

@@ -26,7 +26,7 @@ SCRIPTS = ["vanilla_gan", "dcgan", "cgan", "lsgan", "acgan", "infogan", "cogan",
 
 
 def ours(name, data_dir, device="cpu"):
-    """Yields G after every step of the script's own loop (its main, less the files), and before the first one."""
+    """Yields G after every step of the script's own loop (main, but files and falling rates), and before it."""
     module = importlib.import_module(name)
     args = module.parse_args(["--data_dir", str(data_dir), "--dataset", "mnist"])
     data, config_G, config_D = module.setup(args, device)
@@ -44,7 +44,7 @@ def ours(name, data_dir, device="cpu"):
 
 
 def usual(data_dir):
-    """The same for the usual way: PyTorch-GAN's DCGAN in its layers, sizes and order of steps."""
+    """The same for the usual way: PyTorch-GAN's DCGAN in its layers, sizes and order of steps, with the usual eps."""
     def up(n_in, n_out):
         return nn.Upsample(scale_factor=2), nn.Conv2d(n_in, n_out, 3, 1, 1), nn.BatchNorm2d(n_out), nn.LeakyReLU(0.2)
 

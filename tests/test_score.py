@@ -67,6 +67,22 @@ def test_bandwidth_of_f_gan_s_protocol_is_that_of_the_clusters(spread):
     assert (wrong < found - 4).all()
 
 
+def test_recall_is_taken_over_every_class_that_is_asked_for(run_options, data_dir, tmp_path, monkeypatch):
+    """The classes come in turn: every other sample would be of every other class."""
+    cgan.main([*run_options, "--n_epochs", "1", "--out_dir", str(tmp_path / "run")])
+    asked = torch.arange(60) % 10
+    images = (asked / 5 - 1)[:, None, None, None].expand(-1, 1, 8, 8)
+    compared = []
+    monkeypatch.setattr(score, "draw", lambda module, G, n: (images, asked))
+    monkeypatch.setattr(score, "precision_recall", lambda samples, real: compared.append(samples) or (0.0, 0.0))
+    monkeypatch.setattr(score.Classifier, "features",
+                        lambda self, x: (torch.randn(len(x), 2) * 1e-6 + x[:, 0, 0, :2], torch.full((len(x), 10), 0.1)))
+    score.main([str(tmp_path / "run" / "checkpoint.pt")])
+    assert len(compared[0]) == 30 and len(compared[0][:, 0].round(decimals=2).unique()) == 10
+    for path in data_dir.glob("score-*.pt"):
+        path.unlink()
+
+
 def test_nearest_neighbour_error_counts_wrong_labels():
     images, labels = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([0, 1, 2])
     test, truth = torch.tensor([[0.1], [0.9], [1.8], [5.0]]), torch.tensor([0, 1, 0, 2])
