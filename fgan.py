@@ -11,18 +11,16 @@ prints the share of real images above that threshold (TPR) and of generated ones
 
 What to expect: squared_hellinger and jeffrey, which fail in the paper's table, learn here; total_variation collapses,
 because its tanh is flat for G and D alike once a side has won, unless --lr_g 2e-4 lets D keep up. Where p and q do not
-overlap, kl, reverse_kl, pearson, neyman, jeffrey and alpha outside (0, 1) are infinite, so that D raises F without end;
-the trick of reverse_kl, neyman and squared_hellinger weighs an image by exp(-s), so that the worst one decides alone.
-Departures 1 and 2 keep both finite. minimax weighs all images alike for reverse_kl, but turns G round for pearson where
-s < -2 and halts it for alpha > 1 where s < 1 / (1 - alpha).
+overlap, kl, reverse_kl, pearson, neyman, jeffrey and alpha outside (0, 1) are infinite, so that D raises F without end.
+minimax weighs all images alike for reverse_kl, but turns G round for pearson where s < -2 and halts it for alpha > 1
+where s < 1 / (1 - alpha).
 
 Measured on MNIST (README): 33 s an epoch on two cores, Frechet distance 19.3 after 10 epochs; torch 2.15.
 Departures from the paper:
- 1. The perceptrons of vanilla_gan.py, not ReLU 1200-1200 and ELU 240-240; D is spectrally normalised (Miyato et al.
-    2018), which bounds its slope and with it F.
- 2. Gradients are clipped to norm 1 (--clip): Adam's memory of one spike would halt G for long.
- 3. D and G are updated in turn, not at once. Batches of 64, not 4096, Gaussian z, tanh, falling learning rates and an
-    average of G, as in vanilla_gan.py.
+ 1. s is asinh of D's last layer. asinh is one to one, so that D still reaches every T, but grows like a logarithm: the
+    exp in g_f and f* grows no faster than that layer (alpha in (0.5, 1) apart), where one image could end kl in NaN.
+ 2. D and G are updated in turn, not at once. Batches of 64, not 4096; learning rates above 2e-4, D's above G's, since
+    a D that falls behind lets G collapse. Gaussian z, tanh, falling rates and an average of G, as in vanilla_gan.py.
 """
 import io
 import math
@@ -94,10 +92,10 @@ def parse_args(argv=None, saved=None):
     parser = ArgumentParser(SCRIPT, description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"{SCRIPT}: {message}\n")
     add = parser.add_argument
-    add("--n_epochs", type=int, default=10, help="passes over the data")
+    add("--n_epochs", type=int, default=20, help="passes over the data")
     add("--batch_size", type=int, default=64, help="images per step")
     add("--lr_g", type=float, default=1e-3, help="Adam: learning rate of the generator")
-    add("--lr_d", type=float, default=4e-4, help="Adam: learning rate of the discriminator")
+    add("--lr_d", type=float, default=2e-3, help="Adam: learning rate of the discriminator")
     add("--b1", type=float, default=0.5, help="Adam: decay of the gradients' running mean")
     add("--b2", type=float, default=0.999, help="Adam: decay of their squares' running mean")
     add("--latent_dim", type=int, default=100, help="dimension of z")
@@ -113,7 +111,6 @@ def parse_args(argv=None, saved=None):
     add("--pi", type=float, default=0.3, help="js_weighted: weight of the data, in (0, 1)")
     add("--alpha", type=float, default=1.5, help="alpha: its order, not 0, nor within 0.1 of 1")
     add("--generator_loss", choices=["trick", "minimax"], default="trick", help="ascend E[g_f], or descend F")
-    add("--clip", type=float, default=1, help="largest norm of a network's gradient (inf: any)")
     return parser.parse_args(argv, Namespace(**saved or {}))
 
 
@@ -124,10 +121,9 @@ class Generator(nn.Module):
         super().__init__()
         self.latent_dim = latent_dim
         self.layers = nn.Sequential(
-            nn.Linear(latent_dim, 256), nn.BatchNorm1d(256), nn.ReLU(),
-            nn.Linear(256, 512), nn.BatchNorm1d(512), nn.ReLU(),
-            nn.Linear(512, 1024), nn.BatchNorm1d(1024), nn.ReLU(),
-            nn.Linear(1024, math.prod(img_shape)), nn.Tanh(), nn.Unflatten(1, img_shape),
+            nn.Linear(latent_dim, 1200), nn.BatchNorm1d(1200), nn.ReLU(),
+            nn.Linear(1200, 1200), nn.BatchNorm1d(1200), nn.ReLU(),
+            nn.Linear(1200, math.prod(img_shape)), nn.Tanh(), nn.Unflatten(1, img_shape),
         )
 
     def forward(self, z):
@@ -139,16 +135,14 @@ class Discriminator(nn.Module):
 
     def __init__(self, img_shape):
         super().__init__()
-        sn = nn.utils.parametrizations.spectral_norm
         self.layers = nn.Sequential(
-            nn.Flatten(), sn(nn.Linear(math.prod(img_shape), 1024)), nn.LeakyReLU(0.2),
-            sn(nn.Linear(1024, 512)), nn.LeakyReLU(0.2),
-            sn(nn.Linear(512, 256)), nn.LeakyReLU(0.2),
-            sn(nn.Linear(256, 1)),
+            nn.Flatten(), nn.Linear(math.prod(img_shape), 240), nn.ELU(),
+            nn.Linear(240, 240), nn.ELU(),
+            nn.Linear(240, 1),
         )
 
     def forward(self, x):
-        return self.layers(x)
+        return self.layers(x).asinh()
 
 
 def discriminator_loss(s_real, s_fake, args):
@@ -174,14 +168,12 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     loss_D = discriminator_loss(s_real, s_fake, args)
     opt_D.zero_grad()
     loss_D.backward()
-    nn.utils.clip_grad_norm_(D.parameters(), args.clip)
     opt_D.step()
 
     # (2) Update G: have the new D score the same G(z) up. inputs= spares the gradients of D, which nobody needs here.
     loss_G = generator_loss(D(fake), args)
     opt_G.zero_grad()
     loss_G.backward(inputs=list(G.parameters()))
-    nn.utils.clip_grad_norm_(G.parameters(), args.clip)
     opt_G.step()
     row = divergence(args)
     values = {"loss_D": loss_D, "loss_G": loss_G, "s(x)": s_real.mean(), "s(G(z))": s_fake.mean(), "F": -loss_D,
@@ -202,8 +194,8 @@ def sample(G, D, args):
 
 def setup(args, device):
     """The data, and the arguments of the two networks that fit it."""
-    if not 0 < args.pi < 1 or args.alpha == 0 or not 0.1 <= abs(args.alpha - 1) < math.inf or not args.clip > 0:
-        raise ValueError("--pi must lie between 0 and 1, --alpha be finite, not 0 nor near 1 (kl), --clip positive.")
+    if not 0 < args.pi < 1 or args.alpha == 0 or not 0.1 <= abs(args.alpha - 1) < math.inf:
+        raise ValueError("--pi must lie between 0 and 1, --alpha be finite, not 0 nor near 1 (kl).")
     data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed)
     shape = tuple(data.images.shape[1:])
     return data, {"latent_dim": args.latent_dim, "img_shape": shape}, {"img_shape": shape}

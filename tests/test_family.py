@@ -20,10 +20,10 @@ FAMILY = {
                           "setup", "sample_code", "information", "matched", "test_error"}),
     "cogan": ("dcgan", {"imports", "rest", "parse_args", "transform", "Turn", "Generator", "Discriminator",
                         "train_step", "sample", "setup"}),
-    "fgan": ("vanilla_gan", {"imports", "rest", "parse_args", "jeffrey_conjugate", "divergence", "Discriminator",
-                             "discriminator_loss", "generator_loss", "train_step", "setup"}),
+    "fgan": ("vanilla_gan", {"imports", "rest", "parse_args", "jeffrey_conjugate", "divergence", "Generator",
+                             "Discriminator", "discriminator_loss", "generator_loss", "train_step", "setup"}),
 }
-LINES = {"acgan": 265, "infogan": 320, "cogan": 335, "fgan": 318}  # what the paper adds does not fit into 250
+LINES = {"acgan": 265, "infogan": 320, "cogan": 335, "fgan": 310}  # what the paper adds does not fit into 250
 SAME_EVERYWHERE = {"main", "load_checkpoint", "load_generator", "write_losses"}
 
 
