@@ -260,6 +260,14 @@ def test_rates_count_images_on_their_side_of_the_threshold():
     assert (values["TPR"], values["TNR"]) == (0.5, 0.75)
 
 
+def test_neyman_has_learning_rates_of_its_own_unless_they_are_given():
+    for argv, rates in (([], (1e-3, 2e-3)), (["--divergence", "neyman"], (2e-4, 4e-4)),
+                        (["--divergence", "neyman", "--lr_d", "0"], (2e-4, 0))):
+        args = fgan.parse_args(argv)
+        assert (args.lr_g, args.lr_d) == rates
+    assert fgan.parse_args([], {"lr_g": 3e-3, "divergence": "neyman"}).lr_g == 3e-3
+
+
 def test_an_alpha_at_a_distance_of_a_tenth_is_taken(run_options):
     for alpha in ("0.9", "1.1"):
         fgan.setup(fgan.parse_args([*run_options, "--divergence", "alpha", "--alpha", alpha]), "cpu")
