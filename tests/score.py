@@ -92,6 +92,21 @@ def precision_recall(samples, real, k=3):
     return within(samples, real), within(real, samples)
 
 
+def steady_rows(G, classify, limit):
+    """Share of InfoGAN's rows of 10 images, 50 for each category and continuous code, that stay in one class while the
+    code goes from -limit to limit, the other at 0; classify gives the classes (n,) of images."""
+    torch.manual_seed(1)
+    codes = torch.zeros(50, 10, 2, 10, 12)  # z, category, the code that moves, its value
+    for k in range(10):
+        codes[:, k, :, :, k] = 1
+    for j in range(2):
+        codes[:, :, j, :, 10 + j] = torch.linspace(-limit, limit, 10)
+    z = torch.randn(1000, G.latent_dim).repeat_interleave(10, 0)
+    with torch.no_grad():
+        rows = classify(G(z, codes.flatten(0, 3))).view(1000, 10)
+    return (rows == rows[:, :1]).all(1).float().mean().item()
+
+
 def log_likelihood(samples, queries, sigmas):
     """Mean log density of queries (n, d) under Gaussians of each sigma around samples (m, d); its standard error."""
     constant = math.log(len(samples)) + samples.shape[1] * torch.tensor(sigmas).mul(math.sqrt(2 * math.pi)).log()
@@ -201,6 +216,8 @@ def main(argv=None):
         args.data_dir = folder
         with torch.no_grad():
             line("unsupervised test error", module.test_error(D.eval(), args, "cpu"))
+        for limit in (1, 2):
+            line(f"rows of one class, -{limit}..{limit}", steady_rows(G, lambda x: net.features(x)[1].argmax(1), limit))
     if saved["script"] == "cogan":
         photos = f"-{Path(args.photos).name}" if args.photos else ""
         net = load_classifier(f"{size}-{args.domain}{photos}", folder, other(train.images, 11), train.labels, n_classes)

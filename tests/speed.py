@@ -150,4 +150,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ConnectionError as error:  # no MNIST, and no net to fetch it
+        sys.exit(f"speed: {str(error).partition(';')[0]}; --data_dir names the folder.")

@@ -83,6 +83,16 @@ def test_recall_is_taken_over_every_class_that_is_asked_for(run_options, data_di
         path.unlink()
 
 
+def test_a_row_is_steady_while_its_code_does_not_change_the_class():
+    def G(z, c):
+        return torch.cat([z, c], 1)
+    G.latent_dim = 3
+    by_category = score.steady_rows(G, lambda x: x[:, 3:13].argmax(1), 2)
+    by_second_code = [score.steady_rows(G, lambda x: (x[:, 14] > 1.5).long(), limit) for limit in (1, 2)]
+    assert by_category == 1 and by_second_code == [1, 0.5]
+    assert score.steady_rows(G, lambda x: (x[:, 0] > 0).long(), 2) == 1  # one z along a row
+
+
 def test_nearest_neighbour_error_counts_wrong_labels():
     images, labels = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([0, 1, 2])
     test, truth = torch.tensor([[0.1], [0.9], [1.8], [5.0]]), torch.tensor([0, 1, 0, 2])
@@ -110,7 +120,8 @@ def test_a_file_that_can_t_be_scored_gets_one_sentence(content, tmp_path, capsys
 
 
 @pytest.mark.parametrize("module, own", [(dcgan, []), (cgan, ["class asked = class seen", "1-NN test error"]),
-                                         (infogan, ["unsupervised test error"]), (fgan, ["log-likelihood (f-GAN)"]),
+                                         (infogan, ["unsupervised test error", "rows of one class, -2..2"]),
+                                         (fgan, ["log-likelihood (f-GAN)"]),
                                          (cogan, ["same class in both domains", "pixel agreement"])])
 def test_a_table_is_printed_for_any_checkpoint(module, own, run_options, data_dir, tmp_path, capsys, monkeypatch):
     small = score.draw
