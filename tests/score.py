@@ -142,10 +142,13 @@ def nearest_neighbour_error(images, labels, test_images, test_labels):
 
 
 @torch.no_grad()
-def draw(module, G, n):
-    """n samples: a pair of domains from cogan.py, else one tensor; and the labels asked for, or None."""
+def draw(module, G, n, labels):
+    """n samples: a pair of domains from cogan.py, else one tensor; and the classes asked for, or None. They come as in
+    the training: in cgan.py from the data, whose labels (N,) these are, in acgan.py each as often as another."""
     torch.manual_seed(1)
     chunks, asked = [], torch.arange(n) % getattr(G, "n_classes", 1)
+    if module.__name__ == "cgan":
+        asked = labels[torch.arange(n) % len(labels)]
     for y in asked.split(1000):
         z = torch.randn(len(y), G.latent_dim)
         chunks.append(G(z, y) if hasattr(G, "n_classes") else
@@ -197,19 +200,19 @@ def main(argv=None):
     def line(name, ours, real=""):
         print(f"{name:28}", *(f"{v:16.3f}" if isinstance(v, float) else f"{v:>16}" for v in (ours, real)), flush=True)
 
-    samples, asked = draw(module, G, 10000)
     size = f"{train.name}-{train.images.shape[-1]}"
     torch.manual_seed(0)
     chosen = torch.randperm(len(train.images))
-    real, truth = unit(train.images[chosen[:10000]]), unit(test.images)
+    real, truth, labels = unit(train.images[chosen[:10000]]), unit(test.images), train.labels[chosen]
+    samples, asked = draw(module, G, 10000, labels)
     first = samples[0] if saved["script"] == "cogan" else samples
     net = load_classifier(size, folder, unit(train.images), train.labels, n_classes)
     seen = table(saved["script"], net, first, real, truth)
     if asked is not None:
         line("class asked = class seen", (seen == asked).float().mean().item())
-        many, labels = draw(module, G, 50000)
-        line("1-NN test error", nearest_neighbour_error(many, labels, truth, test.labels), nearest_neighbour_error(
-            unit(train.images[chosen[:50000]]), train.labels[chosen[:50000]], truth, test.labels))
+        many, asked = draw(module, G, 50000, labels)
+        line("1-NN test error", nearest_neighbour_error(many, asked, truth, test.labels), nearest_neighbour_error(
+            unit(train.images[chosen[:50000]]), labels[:50000], truth, test.labels))
     if saved["script"] == "infogan":
         D = module.Discriminator(tuple(train.images.shape[1:]), 1, 1)
         D.load_state_dict(saved["D"])
@@ -228,7 +231,7 @@ def main(argv=None):
             ink = module.transform(samples[0], args.domain) > 0
             line("pixel agreement", (ink == (samples[1] > 0)).float().mean().item())
             line("of shuffled pairs", (ink == (samples[1].roll(1, 0) > 0)).float().mean().item())
-    many = draw(module, G, 16000)[0]
+    many = draw(module, G, 16000, labels)[0]
     many = (many[0] if saved["script"] == "cogan" else many).flatten(1) / 2 + 0.5
     validation, true = train.images[chosen[-1000:]].flatten(1) / 255, test.images.flatten(1) / 255
     reals = train.images[chosen[:16000]].flatten(1) / 255

@@ -36,7 +36,7 @@ def test_every_python_command_and_the_snippet_run(tmp_path, data_dir, monkeypatc
     commands = [line.split("&& ")[-1] for line in COMMANDS if "python " in line]
     assert len(commands) >= 7 and commands[0] == "python dcgan.py"
     draw = score.draw
-    monkeypatch.setattr(score, "draw", lambda module, G, n: draw(module, G, 60))  # of 10,000
+    monkeypatch.setattr(score, "draw", lambda module, G, n, labels: draw(module, G, 60, labels))  # of 10,000
     for command in commands:
         name, *argv = shlex.split(command)[1:]
         if name == "tests/score.py":

@@ -5,6 +5,7 @@ import pytest
 import score
 import torch
 
+import acgan
 import cgan
 import cogan
 import dcgan
@@ -73,7 +74,7 @@ def test_recall_is_taken_over_every_class_that_is_asked_for(run_options, data_di
     asked = torch.arange(60) % 10
     images = (asked / 5 - 1)[:, None, None, None].expand(-1, 1, 8, 8)
     compared = []
-    monkeypatch.setattr(score, "draw", lambda module, G, n: (images, asked))
+    monkeypatch.setattr(score, "draw", lambda module, G, n, labels: (images, asked))
     monkeypatch.setattr(score, "precision_recall", lambda samples, real: compared.append(samples) or (0.0, 0.0))
     monkeypatch.setattr(score.Classifier, "features",
                         lambda self, x: (torch.randn(len(x), 2) * 1e-6 + x[:, 0, 0, :2], torch.full((len(x), 10), 0.1)))
@@ -81,6 +82,18 @@ def test_recall_is_taken_over_every_class_that_is_asked_for(run_options, data_di
     assert len(compared[0]) == 30 and len(compared[0][:, 0].round(decimals=2).unique()) == 10
     for path in data_dir.glob("score-*.pt"):
         path.unlink()
+
+
+def test_classes_are_asked_for_as_often_as_in_the_training():
+    class G:
+        latent_dim, n_classes = 3, 4
+
+        def __new__(cls, z, y):
+            return torch.cat([z, y[:, None]], 1)
+    labels = torch.tensor([3, 3, 0])
+    for module, expected in ((cgan, [3, 3, 0, 3, 3, 0]), (acgan, [0, 1, 2, 3, 0, 1])):
+        images, asked = score.draw(module, G, 6, labels)
+        assert images.shape == (6, 4) and images[:, 3].tolist() == asked.tolist() == expected
 
 
 def test_a_row_is_steady_while_its_code_does_not_change_the_class():
@@ -125,7 +138,7 @@ def test_a_file_that_can_t_be_scored_gets_one_sentence(content, tmp_path, capsys
                                          (cogan, ["same class in both domains", "pixel agreement"])])
 def test_a_table_is_printed_for_any_checkpoint(module, own, run_options, data_dir, tmp_path, capsys, monkeypatch):
     small = score.draw
-    monkeypatch.setattr(score, "draw", lambda module, G, n: small(module, G, 60))
+    monkeypatch.setattr(score, "draw", lambda module, G, n, labels: small(module, G, 60, labels))
     module.main([*run_options, "--n_epochs", "1", "--out_dir", str(tmp_path / "run")])
     capsys.readouterr()
     score.main([str(tmp_path / "run" / "checkpoint.pt")])

@@ -45,7 +45,7 @@ def test_both_loops_train(loop, data_dir):
     *_, after = islice(steps, 3)
     assert after is G and all(p.isfinite().all() for p in G.parameters())
     assert sum(not torch.equal(p, q) for p, q in zip(before, G.parameters())) > len(before) / 2
-    assert G(torch.randn(2, 100)).shape == (2, 1, *([28, 28] if loop == "ours" else [32, 32]))
+    assert G(torch.randn(2, G.latent_dim)).shape == (2, 1, *([28, 28] if loop == "ours" else [32, 32]))
 
 
 def test_seconds_to_a_distance_end_where_it_is_reached(data_dir, capsys, monkeypatch):

@@ -63,7 +63,7 @@ def test_a_step_computes_the_paper_s_gradients(simple):
 
     torch.manual_seed(3)
     fake = G2(torch.randn(len(x), G2.latent_dim))
-    opt_D2 = torch.optim.Adam(D2.parameters(), args.lr_d, (args.b1, args.b2))
+    opt_D2 = torch.optim.Adam(D2.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
     s_real, s_fake = D2(x), D2(fake.detach())
     loss_D = simple.discriminator_loss(s_real, s_fake, args)
     loss_D.backward()
@@ -73,7 +73,7 @@ def test_a_step_computes_the_paper_s_gradients(simple):
     loss_G = simple.generator_loss(D2(fake), args)
     loss_G.backward()
     for parameter, expected in zip(G.parameters(), G2.parameters()):
-        assert torch.allclose(parameter.grad, expected.grad, atol=1e-4 * expected.grad.abs().max() + 1e-6)
+        assert torch.allclose(parameter.grad, expected.grad, atol=1e-6 + 1e-5 * expected.grad.abs().max())
     for name, expected in (("loss_D", loss_D), ("s(x)", s_real.mean()), ("s(G(z))", s_fake.mean())):
         assert values[name].item() == pytest.approx(expected.item(), abs=1e-5), name  # before D's step
     assert values["loss_G"].item() == pytest.approx(loss_G.item(), abs=1e-3)  # after it
@@ -89,7 +89,7 @@ def test_d_learns_to_tell_real_from_generated_and_g_to_fool_it(script):
         before = script.train_step(G, D, opt_G, opt_D, real, labels, args)
     assert before["s(x)"] > before["s(G(z))"] + 0.05
 
-    opt_G.param_groups[0]["lr"], opt_D.param_groups[0]["lr"] = 1e-2, 0
+    opt_G.param_groups[0]["lr"], opt_D.param_groups[0]["lr"] = 3e-3, 0
     for _ in range(20):
         after = script.train_step(G, D, opt_G, opt_D, real, labels, args)
     assert after["loss_G"] < 0.9 * before["loss_G"]
