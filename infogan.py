@@ -12,8 +12,8 @@ lambda weighs what L_I teaches the shared layers and G; with 0 it is the GAN of 
 
 Measured on MNIST (README): 56 s an epoch on two cores, Frechet distance 0.33 after 10 epochs; torch 2.15.
 Departures from the paper:
- 1. Trunks and training are dcgan.py's (see there, and `diff dcgan.py infogan.py`), but one dense layer of 512 in G and D,
-    and the paper's learning rates and 62 dimensions of z. G ascends E[log D(G(z, c))], as in the authors' program.
+ 1. Trunks and training are dcgan.py's (see there, and `diff dcgan.py infogan.py`), but with one dense layer of 512 in
+    each, the paper's learning rates and its 62 dimensions of z. G ascends E[log D(G(z, c))], as the authors' program.
  2. Q has a head for each kind of code, so that lambda can be chosen for each: 0.1 for the continuous, whose L_I has no
     ceiling. Q itself learns at full weight, in D's step; lambda scales what goes back from it.
 """
