@@ -9,7 +9,7 @@ D ascends L_S + L_C, G ascends L_C - L_S. P(S = real) is the sigmoid of a score,
 
     python acgan.py --resume runs/acgan/checkpoint.pt --digit 5    # a trained network's images of class 5
 
-Measured on MNIST (README): 48 s an epoch on two cores, Frechet distance 0.21 after 10 epochs; torch 2.15.
+Measured on MNIST (README): 39 s an epoch on two cores, Frechet distance 0.21 after 10 epochs; torch 2.15.
 Departures from the paper:
  1. Networks and training are dcgan.py's (see there, and `diff dcgan.py acgan.py`), but for D's rate and the dense
     layers, one of 512 each in G and D; the paper's are deeper.

@@ -7,7 +7,7 @@ output nor D's input; ReLU in G, LeakyReLU in D; weights from N(0, 0.02), so sma
 
     python dcgan.py    # MNIST, or drawn digits when offline
 
-Measured on MNIST (README): 56 s an epoch on two cores, Frechet distance 0.42 after 10 epochs; torch 2.15.
+Measured on MNIST (README): 84 s an epoch on two cores, Frechet distance 0.42 after 10 epochs; torch 2.15.
 Departures from the paper:
  1. Dense hidden layers, two in G and one in D, which the paper removes from deeper networks; its authors' MNIST script
     has one in each (and is conditional, like cgan.py). 8 dimensions of z, not 100. Both lower the Frechet distance.
