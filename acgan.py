@@ -11,8 +11,8 @@ D ascends L_S + L_C, G ascends L_C - L_S. P(S = real) is the sigmoid of a score,
 
 Measured on MNIST (README): 39 s an epoch on two cores, Frechet distance 0.21 after 10 epochs; torch 2.15.
 Departures from the paper:
- 1. Networks and training are dcgan.py's (see there, and `diff dcgan.py acgan.py`), but for D's rate and the dense
-    layers, one of 512 each in G and D; the paper's are deeper.
+ 1. Networks and training are dcgan.py's (see there, and `diff dcgan.py acgan.py`), but for D's rate, the dimensions
+    of z and one dense layer of 512 in each of G and D; the paper's networks are deeper.
  2. For -L_S, G ascends E[log P(S = real | G(z, c))], whose gradient does not vanish while D wins.
  3. p(c) is uniform, so that no class is drawn more often than another.
 """
