@@ -61,8 +61,7 @@ class Generator(nn.Module):
 
     def __init__(self, latent_dim, img_shape, n_classes, width=32, hidden=512):
         super().__init__()
-        self.latent_dim, self.n_classes = latent_dim, n_classes
-        channels, side = img_shape[0], img_shape[-1]
+        self.latent_dim, self.n_classes, channels, side = latent_dim, n_classes, img_shape[0], img_shape[-1]
         if side % 4:
             raise ValueError(f"the side of the images must be a multiple of 4, not {side}: choose one with --img_size.")
         self.layers = nn.Sequential(
