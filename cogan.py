@@ -16,8 +16,7 @@ the same for x2 of another z: pairs with nothing in common agree in as many.
 
 Measured on MNIST (README): 32 s an epoch on two cores, Frechet distance 1.16 after 16 epochs; torch 2.15.
 Departures from the paper:
- 1. dcgan.py's networks and training, but one dense layer of 512 in G and in D, and a lower rate of D. A layer is a
-    convolution or dense layer with what follows it.
+ 1. The layers and the training of dcgan.py, in which a layer is a convolution or dense layer with what follows it.
  2. 12 dimensions of z, not 100: pairs agree in more pixels.
  3. rotate: x2 is x1 in another position; what is learned without a pair is which of eight.
  4. mnistm (Ganin et al. 2016) is no task of the paper, nor learned: with photographs, G collapses in its domain.

@@ -35,10 +35,10 @@ def parse_args(argv=None, saved=None):
     add("--n_epochs", type=int, default=10, help="passes over the data")
     add("--batch_size", type=int, default=64, help="images per step")
     add("--lr_g", type=float, default=2e-3, help="Adam: learning rate of the generator")
-    add("--lr_d", type=float, default=1.6e-3, help="Adam: learning rate of the discriminator")
+    add("--lr_d", type=float, default=8e-4, help="Adam: learning rate of the discriminator")
     add("--b1", type=float, default=0.5, help="Adam: decay of the gradients' running mean")
     add("--b2", type=float, default=0.999, help="Adam: decay of their squares' running mean")
-    add("--latent_dim", type=int, default=8, help="dimension of z")
+    add("--latent_dim", type=int, default=12, help="dimension of z")
     add("--img_size", type=int, help="side of the images (None: the dataset's own, 64 for a folder)")
     add("--dataset", default="auto", help="auto, mnist, fashion, cifar10, glyphs or a folder of images")
     add("--data_dir", default="data", help="where the datasets lie, or are downloaded to")
@@ -56,14 +56,13 @@ def parse_args(argv=None, saved=None):
 class Generator(nn.Module):
     """z (N, latent_dim) -> images (N, C, H, H) in [-1, 1]; H is a multiple of 4, else ValueError."""
 
-    def __init__(self, latent_dim, img_shape, width=32, hidden=1024):
+    def __init__(self, latent_dim, img_shape, width=32, hidden=512):
         super().__init__()
         self.latent_dim, channels, side = latent_dim, img_shape[0], img_shape[-1]
         if side % 4:
             raise ValueError(f"the side of the images must be a multiple of 4, not {side}: choose one with --img_size.")
         self.layers = nn.Sequential(
             nn.Linear(latent_dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
-            nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
             nn.Linear(hidden, 2 * width * (side // 4) ** 2),
             nn.Unflatten(1, (2 * width, side // 4, side // 4)), nn.BatchNorm2d(2 * width), nn.ReLU(),
             nn.ConvTranspose2d(2 * width, width, 4, 2, 1), nn.BatchNorm2d(width), nn.ReLU(),  # (N, width, H/2, H/2)
@@ -79,7 +78,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images (N, C, H, H) -> raw scores s (N, 1); sigmoid(s) is the probability that the image is real."""
 
-    def __init__(self, img_shape, width=32, hidden=1024):
+    def __init__(self, img_shape, width=32, hidden=512):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(img_shape[0], width, 4, 2, 1), nn.LeakyReLU(0.2),  # (N, width, H/2, H/2)

@@ -86,7 +86,7 @@ def networks(script, img_shape=(1, 28, 28), latent_dim=16, lr_g=1e-3, lr_d=1e-3,
     """G, D, their optimizers and arguments, as main makes them for images of that shape with labels 0 to 9."""
     torch.manual_seed(seed)
     args = script.parse_args(["--lr_g", str(lr_g), "--lr_d", str(lr_d), "--latent_dim", str(latent_dim), *options])
-    data = Data(".", torch.zeros(2, *img_shape, dtype=torch.uint8), torch.zeros(2), list("0123456789"))
+    data = Data(".", torch.zeros(10, *img_shape, dtype=torch.uint8), torch.arange(10), list("0123456789"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script, "load_data", lambda *_: data)
         _, config_G, config_D = script.setup(args, "cpu")

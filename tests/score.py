@@ -143,12 +143,10 @@ def nearest_neighbour_error(images, labels, test_images, test_labels):
 
 @torch.no_grad()
 def draw(module, G, n, labels):
-    """n samples: a pair of domains from cogan.py, else one tensor; and the classes asked for, or None. They come as in
-    the training: in cgan.py from the data, whose labels (N,) these are, in acgan.py each as often as another."""
+    """n samples: a pair of domains from cogan.py, else one tensor; and the classes asked for, or None. They come, as in
+    the training, from the data, whose labels (N,) these are."""
     torch.manual_seed(1)
-    chunks, asked = [], torch.arange(n) % getattr(G, "n_classes", 1)
-    if module.__name__ == "cgan":
-        asked = labels[torch.arange(n) % len(labels)]
+    chunks, asked = [], labels[torch.arange(n) % len(labels)]
     for y in asked.split(1000):
         z = torch.randn(len(y), G.latent_dim)
         chunks.append(G(z, y) if hasattr(G, "n_classes") else
@@ -186,7 +184,7 @@ def main(argv=None):
         (f, p), (f_real, p_real), (f_test, p_test) = (net.features(x) for x in (samples, real, truth))
         accuracy = (p_test.argmax(1) == test.labels).float().mean()
         print(f"\n{title:28} {'samples':>16} {'real':>16}   (classifier: {accuracy:.2%} of the test set)")
-        half = len(f) // 2  # not every other one: acgan.py's classes come in turn
+        half = len(f) // 2
         near, near_real = (precision_recall(g[:half], f_test[::2]) for g in (f, f_real))
         line("Frechet distance", frechet_distance(f, f_test), frechet_distance(f_real, f_test))
         line("precision", near[0], near_real[0])

@@ -10,7 +10,7 @@ from torchvision.utils import save_image
 import acgan
 import cgan
 import infogan
-from common import draw_glyphs
+from common import Data, draw_glyphs
 
 
 def digits(n=16):
@@ -95,7 +95,7 @@ def test_acgan_losses_are_minus_l_s_minus_l_c_for_d_and_l_s_minus_l_c_for_g():
     torch.manual_seed(3)
     values = acgan.train_step(G, D, opt_G, opt_D, x, y, args)
     torch.manual_seed(3)
-    z, c = torch.randn(16, 16), torch.randint(10, (16,))
+    z, c = torch.randn(16, 16), torch.full((10,), 0.1).multinomial(16, replacement=True)
     (s_real, l_real), (s_fake, l_fake) = D(x), D(G(z, c))
     L_S = s_real.sigmoid().log().mean() + (1 - s_fake.sigmoid()).log().mean()
     L_C = sum(torch.distributions.Categorical(logits=logits).log_prob(labels).mean()
@@ -106,6 +106,21 @@ def test_acgan_losses_are_minus_l_s_minus_l_c_for_d_and_l_s_minus_l_c_for_g():
     assert values["acc(x)"] == (l_real.argmax(1) == y).float().mean()
     assert values["acc(G(z))"] == (l_fake.argmax(1) == c).float().mean()
     assert not torch.equal(c, y)
+
+
+def test_acgan_draws_classes_as_often_as_the_data_has_them_whatever_the_batch(monkeypatch):
+    labels = torch.tensor([2, 0, 2, 2])
+    data = Data(".", torch.zeros(4, 1, 28, 28, dtype=torch.uint8), labels, ["a", "b", "c"])
+    monkeypatch.setattr(acgan, "load_data", lambda *_: data)
+    args = acgan.parse_args([])
+    _, config_G, _ = acgan.setup(args, "cpu")
+    assert args.p_c.tolist() == [0.25, 0, 0.75]
+    G, D, opt_G, opt_D, args = networks(acgan)
+    args.p_c = torch.eye(10)[7]
+    asked = []
+    G.register_forward_pre_hook(lambda module, inputs: asked.extend(inputs[1].tolist()))
+    acgan.train_step(G, D, opt_G, opt_D, *digits(), args)
+    assert asked == [7] * 16
 
 
 def test_infogan_never_reads_the_labels():
