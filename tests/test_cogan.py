@@ -16,7 +16,8 @@ def batch(n=16, channels=2):
 
 
 @pytest.mark.parametrize("domain, shared_g, shared_d", [
-    ("edge", 0, 0), ("edge", 1, 3), ("edge", 3, 2), ("rotate", 0, 0), ("rotate", 0, 4), ("rotate", 4, 1)])
+    ("edge", 0, 0), ("edge", 1, 3), ("edge", 3, 2), ("rotate", 0, 0), ("rotate", 0, 4), ("rotate", 4, 1),
+    ("mnistm", 0, 3), ("mnistm", 4, 0)])
 def test_the_first_layers_of_g_and_the_last_of_d_are_the_same_objects_and_no_others(domain, shared_g, shared_d):
     G, D, *_ = networks(cogan, options=["--domain", domain, "--shared_g", str(shared_g), "--shared_d", str(shared_d)])
     for tied, private, n in ((G.tied, G.private, shared_g), (D.tied, D.private, shared_d)):
@@ -49,7 +50,8 @@ def test_tied_layers_take_the_mean_of_the_gradients_of_two_separate_networks(dom
     for i, (g, d) in enumerate(nets):
         fake = g(z)[i]
         score = lambda images, d=d, i=i: d.tied(d.private[i](images))  # noqa: E731
-        loss_D = -(score(x[:, i:i + 1]).sigmoid().log().mean() + (1 - score(fake.detach()).sigmoid()).log().mean())
+        log = torch.nn.functional.logsigmoid
+        loss_D = -(log(score(x[:, i:i + 1])).mean() + log(-score(fake.detach())).mean())
         loss_D.backward()
         losses.append(loss_D.item())
     assert values["loss_D"].item() == pytest.approx(sum(losses), abs=1e-4)
@@ -189,11 +191,27 @@ def test_each_domain_leaves_private_what_lets_it_be_drawn(domain):
     if domain == "rotate":  # a turn in each network of domain 2, and nothing else
         assert [[type(layer) for layer in net] for net in (*G.private, *D.private)] == [[], [cogan.Turn]] * 2
         assert len(G.tied) == len(D.tied) == 4
+    elif domain == "mnistm":  # in G the product of two maps, in D what sees colours
+        assert [len(g) for g in G.private] == [0, 0] and [len(f) for f in D.private] == [2, 2]
     else:  # convolutions, small enough to leave the digit in its place
         for g, f in zip(G.private, D.private):
             assert len(g) == len(f) == 1
             assert isinstance(g[0][0], torch.nn.ConvTranspose2d) and isinstance(f[0][0], torch.nn.Conv2d)
         assert len(G.tied) == len(D.tied) == 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("tied", [4, 0])
+def test_mnistm_is_drawn_as_the_difference_of_a_patch_and_of_x1_or_when_untied_of_another_digit(channels, tied):
+    G, *_ = networks(cogan, (channels, 28, 28), options=["--domain", "mnistm", "--shared_g", str(tied)])
+    digit, patch = torch.randint(2, (4, channels, 28, 28)), torch.rand(4, 3, 28, 28)
+    G.private[1].register_forward_hook(lambda *_: torch.cat([digit, patch], 1) * 2 - 1)
+    x1, x2 = G(torch.randn(4, 16))
+    assert x1.shape == digit.shape and torch.allclose(x2, (patch - digit).abs() * 2 - 1, atol=1e-6)
+    G, *_ = networks(cogan, (channels, 28, 28), options=["--domain", "mnistm", "--shared_g", str(tied)])
+    maps = []
+    G.private[1].register_forward_hook(lambda module, inputs, output: maps.append(output))
+    assert torch.equal(G(torch.randn(4, 16))[0], maps[0][:, :channels]) == (tied == 4)
 
 
 def test_turn_mixes_the_eight_symmetries_of_the_square():
@@ -286,6 +304,9 @@ def test_a_run_says_where_its_patches_come_from(tmp_path, run_options, capsys):
 @pytest.mark.parametrize("argv, sentence", [
     (["--domain", "upside_down"], "invalid choice"), (["--shared_g", "4"], "between 0 and 3"),
     (["--shared_g", "5", "--domain", "rotate"], "between 0 and 4"),
+    (["--shared_g", "5", "--domain", "mnistm"], "between 0 and 4"),
+    (["--shared_d", "4", "--domain", "mnistm"], "--shared_d between 0 and 3"),
+    (["--shared_d", "5", "--domain", "rotate"], "--shared_d between 0 and 4"),
     (["--shared_d", "-1"], "between 0 and 3"), (["--domain", "mnistm", "--photos", "nowhere"], "takes a folder"),
     (["--domain", "mnistm", "--photos", "EMPTY"], "holds no images"), (["--img_size", "2"], "multiple of 4"),
     (["--photos", "EMPTY"], "with --domain mnistm"), (["--batch_size", "101"], "more than the 100 images")])
