@@ -204,11 +204,12 @@ def test_each_domain_leaves_private_what_lets_it_be_drawn(domain):
 @pytest.mark.parametrize("tied", [4, 0])
 def test_mnistm_is_drawn_as_the_difference_of_a_patch_and_of_x1_or_when_untied_of_another_digit(channels, tied):
     G, *_ = networks(cogan, (channels, 28, 28), options=["--domain", "mnistm", "--shared_g", str(tied)])
-    digit, patch = torch.randint(2, (4, channels, 28, 28)), torch.rand(4, 3, 28, 28)
+    digit, patch = torch.rand(4, channels, 28, 28), torch.rand(4, 3, 28, 28)
     G.private[1].register_forward_hook(lambda *_: torch.cat([digit, patch], 1) * 2 - 1)
     x1, x2 = G(torch.randn(4, 16))
     assert x1.shape == digit.shape and torch.allclose(x2, (patch - digit).abs() * 2 - 1, atol=1e-6)
     G, *_ = networks(cogan, (channels, 28, 28), options=["--domain", "mnistm", "--shared_g", str(tied)])
+    assert all(g[:, :-3].mean() < -0.6 for g in (G.private[i](G.tied(torch.randn(4, 16))) for i in (0, 1)))  # black
     maps = []
     G.private[1].register_forward_hook(lambda module, inputs, output: maps.append(output))
     assert torch.equal(G(torch.randn(4, 16))[0], maps[0][:, :channels]) == (tied == 4)
