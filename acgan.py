@@ -3,7 +3,7 @@
 Odena, Olah and Shlens 2017, arXiv:1610.09585. S says whether an image is real, C is its class (eq. 2 and 3):
 
     L_S = E[log P(S = real | x)] + E[log P(S = fake | G(z, c))]
-    L_C = E[log P(C = y | x)]    + E[log P(C = c | G(z, c))],  c ~ p(c), the classes' shares in the data.
+    L_C = E[log P(C = y | x)]    + E[log P(C = c | G(z, c))],  c ~ p(c), their shares in the data, whatever y.
 
 D ascends L_S + L_C, G ascends L_C - L_S. P(S = real) is the sigmoid of a score, P(C) the softmax of the head's logits.
 
@@ -11,7 +11,7 @@ D ascends L_S + L_C, G ascends L_C - L_S. P(S = real) is the sigmoid of a score,
 
 Measured on MNIST (README): 39 s an epoch on two cores, Frechet distance 0.21 after 10 epochs; torch 2.15.
 Departures from the paper:
- 1. The networks and the optimisation of dcgan.py (see there, and `diff dcgan.py acgan.py`), for its deeper ones.
+ 1. dcgan.py's networks and optimisation in place of deeper ones (see there, and `diff dcgan.py acgan.py`).
  2. For -L_S, G ascends E[log P(S = real | G(z, c))], whose gradient does not vanish while D wins.
 """
 import io

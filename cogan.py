@@ -9,17 +9,17 @@ The private ones render it in two ways. G ascends E_z[log f(g(z))], as in its pa
     python cogan.py --domain negative    # MNIST, or drawn digits when offline
     python cogan.py --shared_g 0         # the control: untied generators, whose pairs have nothing in common
 
-The private layers must be able to make the change, and little else. A last convolution can invert or draw edges. A
-quarter turn moves every pixel: for --domain rotate all four layers are tied, g2 ends and f2 begins with a learned
-mixture of the square's eight symmetries. For mnistm the four draw a digit, x1, and a patch, and x2 is |patch - x1|.
-Watch agree, the share of pixels on which T(x1) and x2 agree, beside shuffled, the same for x2 of another z.
+The private layers must be able to make the change, and little else. A last convolution can invert or draw edges. It
+can't turn: for --domain rotate all four layers are tied, g2 ends and f2 begins with a learned mixture of the square's
+eight symmetries. For mnistm the tied four draw a digit, x1, and a patch, and x2 is |patch - x1|. Watch agree (but for
+mnistm), the share of pixels on which x2 and x1 changed into domain 2 agree, beside shuffled, the same for another x2.
 
 Measured on MNIST (README): 32 s an epoch on two cores, Frechet distance 1.16 after 16 epochs; torch 2.15.
 Departures from the paper:
- 1. The layers and the training of dcgan.py, in which a layer is a convolution or dense layer with what follows it.
- 2. 12 dimensions of z, not 100: pairs agree in more pixels.
- 3. rotate: x2 is x1 in another position; what is learned without a pair is which of eight. mnistm (Ganin et al. 2016;
-    no task of the paper): x2 is x1 laid on a patch; what is learned is the patch.
+ 1. Layers and training are dcgan.py's; a layer is a convolution or dense layer with what follows it.
+ 2. rotate: x2 is x1 in another position; what is learned without a pair is which of eight.
+ 3. mnistm (Ganin et al. 2016; no task of the paper): the rule by which its data are made is built into G, since with
+    private convolutions domain 2 collapses. So pairs show one digit; what is learned is the patch.
 """
 import io
 import sys
@@ -69,8 +69,8 @@ def parse_args(argv=None, saved=None):
     add("--cuda", action="store_true", help="train on a CUDA device")
     add("--domain", choices=TIED, default="edge", help="what domain 2 shows of the images")
     add("--photos", metavar="FOLDER", help="mnistm: photographs to cut patches from (None: drawn clouds)")
-    add("--shared_g", type=int, help="G's first layers that are tied, from 0 (None: 3; rotate, mnistm 4, the most)")
-    add("--shared_d", type=int, help="D's last layers that are tied, from 0 (None: 3, mnistm 2; rotate 4, the most)")
+    add("--shared_g", type=int, help="G's first layers that are tied, 0 to 3, rotate and mnistm to 4 (None: the most)")
+    add("--shared_d", type=int, help="D's last layers that are tied, 0 to 3, rotate to 4 (None: the most, mnistm 2)")
     args = parser.parse_args(argv, Namespace(**saved or {}))
     own = ("domain", "photos", "shared_g", "shared_d", "seed")  # the halves and the layers hang on them
     if saved and any(getattr(args, name) != saved[name] for name in own):
@@ -112,13 +112,13 @@ class Generator(nn.Module):
         self.private = nn.ModuleList(nn.Sequential(*g[n_tied:]) for g in (g1, g2 + [Turn()] * (domain == "rotate")))
         for name, p in self.named_parameters():  # as the authors of DCGAN: gains from N(1, 0.02), biases 0
             nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
-        for g in (g1, g2) * (domain == "mnistm"):  # digits start black, below any patch: there |.| has one slope
+        for g in (g1, g2) * (domain == "mnistm"):  # digits start dark, below the patch, so that |.| has one slope
             nn.init.constant_(g[3][0].bias[:-3], -1)
 
     def forward(self, z):
         h = self.tied(z)
         x1, x2 = (private(h) for private in self.private)
-        if self.domain == "mnistm":  # both are a digit and a patch
+        if self.domain == "mnistm":  # both are a digit and a patch, in [-1, 1]
             return x1[:, :-3], (x2[:, -3:] - x2[:, :-3]).abs() - 1
         return x1, x2
 

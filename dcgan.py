@@ -10,10 +10,10 @@ output nor D's input; ReLU in G, LeakyReLU in D; weights from N(0, 0.02), so sma
 Measured on MNIST (README): 84 s an epoch on two cores, Frechet distance 0.42 after 10 epochs; torch 2.15.
 Departures from the paper:
  1. A dense hidden layer in G and in D, which the paper removes from deeper networks but its authors' MNIST script has:
-    it lowers the Frechet distance several times. (That script is conditional, like cgan.py.) 12 dimensions of z, not
-    100, lower it further; networks that are told the class do better with 100.
+    it lowers the Frechet distance to a fraction. (That script is conditional, like cgan.py.) 12 dimensions of z, not
+    100, lower it a little; cgan.py, which is told the class, does better with 100.
  2. Higher learning rates than 2e-4, G's above D's, that fall to 0 over the second half of the run, and an average of G
-    lower it, too. Batches of 64, not 128. One z for both steps. Kernels of 4, not 5, fit the stride. z is Gaussian.
+    lower it as well. Batches of 64, not 128. One z for both steps. Kernels of 4, not 5, fit the stride. z is Gaussian.
 """
 import io
 import sys

@@ -5,15 +5,15 @@ Chen et al. 2016, arXiv:1606.03657. Q shares all of D but its last layers and re
     min_{G,Q} max_D V(D, G) - lambda L_I(G, Q),  L_I = E[log Q(c | G(z, c))] + H(c) <= I(c; G(z, c))  (eq. 5).
 
 c is a category of 10 and two values from U(-1, 1), for which Q gives a mean and a standard deviation. In the game
-lambda weighs what L_I teaches the shared layers and G; with 0 it is the GAN of dcgan.py, watched by a Q that learns.
+lambda weighs what L_I teaches the shared layers and G; with 0 it is the game of dcgan.py, watched by a Q that learns.
 
     python infogan.py                                   # MNIST, or drawn digits when offline; its labels are not used
     python infogan.py --lambda_cat 0 --lambda_con 0     # the paper's control
 
 Measured on MNIST (README): 41 s an epoch on two cores, Frechet distance 0.33 after 10 epochs; torch 2.15.
 Departures from the paper:
- 1. Trunks and optimisation are those of dcgan.py (see there, and `diff dcgan.py infogan.py`), learning rates and the 62
-    dimensions of z the paper's. G ascends E[log D(G(z, c))], as in the authors' program.
+ 1. Trunks and optimisation are dcgan.py's (see there, and `diff dcgan.py infogan.py`), but learning rates and the 62
+    dimensions of z are the paper's. G ascends E[log D(G(z, c))], as in the authors' program.
  2. Q has a head for each kind of code, so that lambda can be chosen for each: 0.1 for the continuous, whose L_I has no
     ceiling. Q itself learns at full weight, in D's step; lambda scales what goes back from it.
 """

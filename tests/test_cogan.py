@@ -191,7 +191,7 @@ def test_each_domain_leaves_private_what_lets_it_be_drawn(domain):
     if domain == "rotate":  # a turn in each network of domain 2, and nothing else
         assert [[type(layer) for layer in net] for net in (*G.private, *D.private)] == [[], [cogan.Turn]] * 2
         assert len(G.tied) == len(D.tied) == 4
-    elif domain == "mnistm":  # in G the product of two maps, in D what sees colours
+    elif domain == "mnistm":  # in G nothing, since x2 is a difference of its maps; in D what sees colours
         assert [len(g) for g in G.private] == [0, 0] and [len(f) for f in D.private] == [2, 2]
     else:  # convolutions, small enough to leave the digit in its place
         for g, f in zip(G.private, D.private):

@@ -1,6 +1,7 @@
 """The diff is the table of contents: what no paper changes has the same bytes in every file."""
 import ast
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -62,6 +63,22 @@ def test_options_come_in_the_same_order_and_a_child_only_adds_its_own_at_the_end
     for options in lists:
         assert [line.split(", default")[0] for line in options[1:len(shared)]] == [
             line.split(", default")[0] for line in shared[1:]]
+
+
+@pytest.mark.parametrize("child", ["lsgan", "cgan", "acgan", "infogan", "cogan"])
+def test_the_convolutional_scripts_have_one_trunk_and_one_set_of_defaults(child):
+    own = {"infogan": {"lr_g", "lr_d", "latent_dim"}, "cogan": {"n_epochs"}, "lsgan": set()}.get(child, {"latent_dim"})
+    ours, theirs = (importlib.import_module(name) for name in (child, "dcgan"))
+    options, parents = (vars(module.parse_args([])) for module in (ours, theirs))
+    assert {name for name in parents if options[name] != parents[name]} == own | {"out_dir"}
+    for network in ("Generator", "Discriminator"):
+        sizes = [[inspect.signature(getattr(module, network)).parameters[name].default for name in ("width", "hidden")]
+                 for module in (ours, theirs)]
+        assert sizes[0] == sizes[1]
+        counts = [sum(parts(name)[network].count(f"nn.{layer}(") for layer in ("Linear", "Conv2d", "ConvTranspose2d"))
+                  for name in (child, "dcgan")]
+        heads = {"acgan": 1, "infogan": 2}.get(child, 0) * (network == "Discriminator")
+        assert counts[0] == counts[1] + heads
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

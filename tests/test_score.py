@@ -68,7 +68,7 @@ def test_bandwidth_of_f_gan_s_protocol_is_that_of_the_clusters(spread):
 
 
 def test_recall_is_taken_over_every_class_that_is_asked_for(run_options, data_dir, tmp_path, monkeypatch):
-    """The classes come in turn: every other sample would be of every other class."""
+    """Of classes that come in turn, every other sample would be of every other class."""
     cgan.main([*run_options, "--n_epochs", "1", "--out_dir", str(tmp_path / "run")])
     asked = torch.arange(60) % 10
     images = (asked / 5 - 1)[:, None, None, None].expand(-1, 1, 8, 8)
