@@ -35,12 +35,12 @@ def test_the_first_layers_of_g_and_the_last_of_d_are_the_same_objects_and_no_oth
     assert isinstance((D.tied if shared_d else D.private[1])[-1], torch.nn.Linear)
 
 
-@pytest.mark.parametrize("domain", ["edge", "rotate"])
+@pytest.mark.parametrize("domain", ["edge", "rotate", "mnistm"])
 def test_tied_layers_take_the_mean_of_the_gradients_of_two_separate_networks(domain):
     G, D, opt_G, opt_D, args = networks(cogan, options=["--domain", domain])
     with torch.no_grad():
         [p.mul_(3) for p in D.parameters()]
-    x = batch()
+    x = batch(channels=4 if domain == "mnistm" else 2)
     nets = [(copy.deepcopy(G), copy.deepcopy(D)) for _ in range(2)]  # one GAN for each domain, nothing in common
     torch.manual_seed(3)
     values = cogan.train_step(G, D, opt_G, opt_D, x, None, args)
@@ -51,7 +51,7 @@ def test_tied_layers_take_the_mean_of_the_gradients_of_two_separate_networks(dom
         fake = g(z)[i]
         score = lambda images, d=d, i=i: d.tied(d.private[i](images))  # noqa: E731
         log = torch.nn.functional.logsigmoid
-        loss_D = -(log(score(x[:, i:i + 1])).mean() + log(-score(fake.detach())).mean())
+        loss_D = -(log(score(x[:, :1] if i == 0 else x[:, 1:])).mean() + log(-score(fake.detach())).mean())
         loss_D.backward()
         losses.append(loss_D.item())
     assert values["loss_D"].item() == pytest.approx(sum(losses), abs=1e-4)
@@ -64,12 +64,12 @@ def test_tied_layers_take_the_mean_of_the_gradients_of_two_separate_networks(dom
             assert torch.allclose(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * theirs.grad.abs().max() + 5e-6)
 
 
-@pytest.mark.parametrize("domain", ["edge", "rotate"])
+@pytest.mark.parametrize("domain", ["edge", "rotate", "mnistm"])
 def test_g_takes_the_mean_too(domain):
     G, D, opt_G, opt_D, args = networks(cogan, lr_d=0, options=["--domain", domain])
     G2, D2 = copy.deepcopy(G), copy.deepcopy(D)
     torch.manual_seed(3)
-    cogan.train_step(G, D, opt_G, opt_D, batch(), None, args)
+    cogan.train_step(G, D, opt_G, opt_D, batch(channels=4 if domain == "mnistm" else 2), None, args)
     torch.manual_seed(3)
     (-sum(s.sigmoid().log().mean() for s in D2(*G2(torch.randn(16, 16))))).backward()
     for ours, theirs in zip(G.tied.parameters(), G2.tied.parameters()):
