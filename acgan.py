@@ -3,7 +3,7 @@
 Odena, Olah and Shlens 2017, arXiv:1610.09585. S says whether an image is real, C is its class (eq. 2 and 3):
 
     L_S = E[log P(S = real | x)] + E[log P(S = fake | G(z, c))]
-    L_C = E[log P(C = y | x)]    + E[log P(C = c | G(z, c))],  c ~ p(c), their shares in the data, whatever y.
+    L_C = E[log P(C = y | x)]    + E[log P(C = c | G(z, c))],  c ~ p(c): as often as in the data, whatever y.
 
 D ascends L_S + L_C, G ascends L_C - L_S. P(S = real) is the sigmoid of a score, P(C) the softmax of the head's logits.
 

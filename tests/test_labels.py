@@ -113,7 +113,7 @@ def test_acgan_draws_classes_as_often_as_the_data_has_them_whatever_the_batch(mo
     data = Data(".", torch.zeros(4, 1, 28, 28, dtype=torch.uint8), labels, ["a", "b", "c"])
     monkeypatch.setattr(acgan, "load_data", lambda *_: data)
     args = acgan.parse_args([])
-    _, config_G, _ = acgan.setup(args, "cpu")
+    acgan.setup(args, "cpu")
     assert args.p_c.tolist() == [0.25, 0, 0.75]
     G, D, opt_G, opt_D, args = networks(acgan)
     args.p_c = torch.eye(10)[7]
