@@ -185,7 +185,7 @@ def test_grid_shows_domain_1_above_its_pairs_in_domain_2(domain, channels):
     assert picture["n_columns"] == 16 and picture["rows"] == ["x1", "x1", "x2", "x2"]
 
 
-@pytest.mark.parametrize("domain", cogan.TIED)
+@pytest.mark.parametrize("domain", cogan.DEFAULTS)
 def test_each_domain_leaves_private_what_lets_it_be_drawn(domain):
     G, D, *_ = networks(cogan, options=["--domain", domain])
     if domain == "rotate":  # a turn in each network of domain 2, and nothing else
@@ -236,6 +236,17 @@ def test_a_step_teaches_both_turns():
     cogan.train_step(G, D, opt_G, opt_D, batch(), None, args)
     for turn in (G.private[1][0], D.private[1][0]):
         assert (turn.logits != 0).all() and turn.logits.abs().max() < 0.01
+
+
+@pytest.mark.parametrize("argv, saved, values", [
+    ([], None, (2e-3, 8e-4, 3, 3)), (["--domain", "rotate"], None, (2e-3, 8e-4, 4, 4)),
+    (["--domain", "mnistm"], None, (1e-3, 4e-4, 4, 2)),
+    (["--domain", "mnistm", "--lr_d", "0", "--shared_g", "0"], None, (1e-3, 0, 0, 2)),
+    ([], {"domain": "mnistm", "lr_g": 3e-3, "shared_d": 1, **dict.fromkeys(("photos", "seed", "shared_g"), 0)},
+     (3e-3, 4e-4, 0, 1))])
+def test_rates_and_tied_layers_suit_the_domain_unless_they_are_given(argv, saved, values):
+    args = cogan.parse_args(argv, saved)
+    assert (args.lr_g, args.lr_d, args.shared_g, args.shared_d) == values
 
 
 @pytest.mark.parametrize("argv", [["--domain", "negative"], ["--shared_g", "0"], ["--shared_d", "1"], ["--seed", "3"]])
