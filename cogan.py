@@ -14,7 +14,7 @@ can't turn: for --domain rotate all four layers are tied, g2 ends and f2 begins 
 eight symmetries. For mnistm the tied four draw a digit, x1, and a patch, and x2 is |patch - x1|. Watch agree (but for
 mnistm), the share of pixels on which x2 and x1 changed into domain 2 agree, beside shuffled, the same for another x2.
 
-Measured on MNIST (README): 32 s an epoch on two cores, Frechet distance 1.16 after 16 epochs; torch 2.15.
+Measured on MNIST (README): 41 s an epoch on two cores, Frechet distance 1.16 after 16 epochs; torch 2.15.
 Departures from the paper:
  1. Layers and training are dcgan.py's; a layer is a convolution or dense layer with what follows it.
  2. rotate: x2 is x1 in another position; what is learned without a pair is which of eight.

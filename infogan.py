@@ -10,7 +10,7 @@ lambda weighs what L_I teaches the shared layers and G; with 0 it is the game of
     python infogan.py                                   # MNIST, or drawn digits when offline; its labels are not used
     python infogan.py --lambda_cat 0 --lambda_con 0     # the paper's control
 
-Measured on MNIST (README): 47 s an epoch on two cores, Frechet distance 0.34 after 20 epochs; torch 2.15.
+Measured on MNIST (README): 56 s an epoch on two cores, Frechet distance 0.34 after 20 epochs; torch 2.15.
 Departures from the paper:
  1. Trunks and optimisation are dcgan.py's (see there, and `diff dcgan.py infogan.py`), but learning rates and the 62
     dimensions of z are the paper's. G ascends E[log D(G(z, c))], as in the authors' program.
