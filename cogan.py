@@ -17,9 +17,9 @@ mnistm), the share of pixels on which x2 and x1 changed into domain 2 agree, bes
 Measured on MNIST (README): 41 s an epoch on two cores, Frechet distance 1.16 after 16 epochs; torch 2.15.
 Departures from the paper:
  1. Layers and training are dcgan.py's; a layer is a convolution or dense layer with what follows it.
- 2. rotate: x2 is x1 in another position; what is learned without a pair is which of eight.
- 3. mnistm (Ganin et al. 2016; no task of the paper): the rule that makes its data is built into G, where private
-    convolutions collapse. So pairs show one digit; what is learned is the patch. Both learning rates are halved.
+ 2. rotate: not private layers but a choice, learned without a pair, of one of eight positions makes x2 from x1.
+ 3. mnistm (Ganin et al. 2016; no task of the paper): the rule that makes its data is built into G, since with private
+    convolutions domain 2 collapses. So pairs show one digit; what is learned is the patch. Both learning rates halve.
 """
 import io
 import sys
@@ -75,7 +75,7 @@ def parse_args(argv=None, saved=None):
     args = parser.parse_args(argv, Namespace(**saved or {}))
     for name, default in zip(("lr_g", "lr_d", "shared_g", "shared_d"), DEFAULTS[args.domain]):
         setattr(args, name, default if getattr(args, name) is None else getattr(args, name))
-    own = ("domain", "photos", "shared_g", "shared_d", "seed")  # the halves and the layers hang on them
+    own = ("domain", "shared_g", "shared_d", "seed")  # the halves and the layers hang on them
     if saved and any(getattr(args, name) != saved[name] for name in own):
         parser.error(f"--{', --'.join(own)} are those of the checkpoint, from the first step to the last.")
     return args

@@ -11,7 +11,7 @@ Measured on MNIST (README): 53 s an epoch on two cores, Frechet distance 0.71 af
 Departures from the paper:
  1. A dense hidden layer in G and in D, which the paper removes from deeper networks but its authors' MNIST script has:
     it lowers the Frechet distance to a fraction. (That script is conditional, like cgan.py.) 12 dimensions of z, not
-    100, lower it a little; cgan.py, which is told the class, does better with 100.
+    100, do as well; cgan.py, which is told the class, does better with 100.
  2. Higher learning rates than 2e-4, G's above D's, that fall to 0 over the second half of the run, and an average of G
     lower it as well. Batches of 64, not 128. One z for both steps. Kernels of 4, not 5, fit the stride. z is Gaussian.
 """

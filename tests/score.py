@@ -12,6 +12,7 @@ import argparse
 import importlib
 import math
 import sys
+import zlib
 from pathlib import Path
 
 import torch
@@ -220,7 +221,7 @@ def main(argv=None):
         for limit in (1, 2):
             line(f"rows of one class, -{limit}..{limit}", steady_rows(G, lambda x: net.features(x)[1].argmax(1), limit))
     if saved["script"] == "cogan":
-        photos = f"-{Path(args.photos).name}" if args.photos else ""
+        photos = f"-{zlib.crc32(load_patches(10, 28, args.photos).numpy()):08x}" if args.photos else ""
         net = load_classifier(f"{size}-{args.domain}{photos}", folder, other(train.images, 11), train.labels, n_classes)
         second = table(f"domain 2: {args.domain}", net, samples[1], other(train.images[chosen[:10000]], 12),
                        other(test.images, 13))

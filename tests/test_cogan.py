@@ -277,6 +277,21 @@ def test_a_run_with_photographs_goes_on_to_the_same_bytes(run_options, tmp_path)
         assert path.read_bytes() == (cut / path.name).read_bytes(), path.name
 
 
+def test_a_run_goes_on_when_its_photographs_have_moved(run_options, tmp_path, capsys):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        save_image(torch.rand(3, 40, 50), tmp_path / name / "photo.png")
+    options = ["--domain", "mnistm", "--photos", str(tmp_path / "here"), "--out_dir", str(tmp_path / "run")]
+    cogan.main([*run_options, *options, "--n_epochs", "1"])
+    (tmp_path / "here").rename(tmp_path / "gone")
+    options = ["--resume", str(tmp_path / "run" / "checkpoint.pt"), "--n_epochs", "2"]
+    with pytest.raises(SystemExit) as stop:
+        cogan.main(options)
+    assert stop.value.code == 2 and "takes a folder" in capsys.readouterr().err
+    cogan.main([*options, "--photos", str(tmp_path / "there")])
+    assert f"patches cut from {tmp_path / 'there'}" in capsys.readouterr().err
+
+
 def test_shared_layers_pull_the_pairs_together():
     """One step of domain 1 alone moves domain 2 when layers are tied, and does not when none is."""
     for tied, moves in ((3, True), (0, False)):

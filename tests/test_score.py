@@ -4,6 +4,7 @@ import math
 import pytest
 import score
 import torch
+from torchvision.utils import save_image
 
 import cgan
 import cogan
@@ -79,6 +80,20 @@ def test_recall_is_taken_over_every_class_that_is_asked_for(run_options, data_di
                         lambda self, x: (torch.randn(len(x), 2) * 1e-6 + x[:, 0, 0, :2], torch.full((len(x), 10), 0.1)))
     score.main([str(tmp_path / "run" / "checkpoint.pt")])
     assert len(compared[0]) == 30 and len(compared[0][:, 0].round(decimals=2).unique()) == 10
+    for path in data_dir.glob("score-*.pt"):
+        path.unlink()
+
+
+def test_every_set_of_photographs_has_its_classifier(run_options, data_dir, tmp_path):
+    """One kept under the folder's name alone would judge images of other photographs."""
+    for name in ("a", "b"):
+        photos, run = tmp_path / name / "photos", tmp_path / name / "run"
+        photos.mkdir(parents=True)
+        save_image(torch.rand(3, 40, 50), photos / "photo.png")
+        options = ["--domain", "mnistm", "--photos", str(photos), "--n_epochs", "1", "--out_dir", str(run)]
+        cogan.main([*run_options, *options])
+        score.main([str(run / "checkpoint.pt")])
+    assert len(list(data_dir.glob("score-*-mnistm-*.pt"))) == 2
     for path in data_dir.glob("score-*.pt"):
         path.unlink()
 
