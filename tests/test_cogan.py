@@ -11,6 +11,13 @@ import cogan
 from common import Data, load_patches
 
 
+def without_dropout(D):
+    """D (of edge) with none of its dropout, so that two calls of it agree."""
+    for module in D.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0
+
+
 def batch(n=16, channels=2):
     return torch.rand(n, channels, 28, 28, generator=torch.Generator().manual_seed(7)) * 2 - 1
 
@@ -38,6 +45,7 @@ def test_the_first_layers_of_g_and_the_last_of_d_are_the_same_objects_and_no_oth
 @pytest.mark.parametrize("domain", ["edge", "rotate", "mnistm"])
 def test_tied_layers_take_the_mean_of_the_gradients_of_two_separate_networks(domain):
     G, D, opt_G, opt_D, args = networks(cogan, options=["--domain", domain])
+    without_dropout(D)
     with torch.no_grad():
         [p.mul_(3) for p in D.parameters()]
     x = batch(channels=4 if domain == "mnistm" else 2)
@@ -67,6 +75,7 @@ def test_tied_layers_take_the_mean_of_the_gradients_of_two_separate_networks(dom
 @pytest.mark.parametrize("domain", ["edge", "rotate", "mnistm"])
 def test_g_takes_the_mean_too(domain):
     G, D, opt_G, opt_D, args = networks(cogan, lr_d=0, options=["--domain", domain])
+    without_dropout(D)
     G2, D2 = copy.deepcopy(G), copy.deepcopy(D)
     torch.manual_seed(3)
     cogan.train_step(G, D, opt_G, opt_D, batch(channels=4 if domain == "mnistm" else 2), None, args)
@@ -76,6 +85,20 @@ def test_g_takes_the_mean_too(domain):
         assert torch.allclose(ours.grad, theirs.grad / 2, rtol=1e-3, atol=1e-3 * theirs.grad.abs().max() + 1e-7)
     for ours, theirs in zip(G.private.parameters(), G2.private.parameters()):
         assert torch.allclose(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * theirs.grad.abs().max() + 1e-7)
+
+
+@pytest.mark.parametrize("domain", ["edge", "negative", "rotate", "mnistm"])
+def test_only_the_scores_of_edges_are_dropped_out_and_only_in_training(domain):
+    G, D, *_ = networks(cogan, options=["--domain", domain])
+    pair = [x.detach() for x in G(torch.randn(64, 16))]
+
+    def same():
+        return [torch.equal(*s) for s in zip(D(*pair), D(*pair))]
+    state = torch.get_rng_state()
+    assert same() == [domain != "edge"] * 2
+    assert torch.equal(state, torch.get_rng_state()) == (domain != "edge")
+    D.eval()
+    assert same() == [True] * 2
 
 
 def data_of(n, monkeypatch, *argv, channels=1):
