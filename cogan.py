@@ -14,10 +14,10 @@ can't turn: for --domain rotate all four layers are tied, g2 ends and f2 begins 
 eight symmetries. For mnistm the tied four draw a digit, x1, and a patch, and x2 is |patch - x1|. Watch agree (but for
 mnistm), the share of pixels on which x2 and x1 changed into domain 2 agree, beside shuffled, the same for another x2.
 
-Measured on MNIST (README): 41 s an epoch on two cores, Frechet distance 1.16 after 16 epochs; torch 2.15.
+Measured on MNIST (README): 41 s an epoch on two cores, Frechet distance 1.39 after 16 epochs; torch 2.15.
 Departures from the paper:
  1. Layers and training are dcgan.py's; a layer is a convolution or dense layer with what follows it. edge has dropout
-    in D, as the authors' program in Caffe has: without it D wins in a run of more than 16 epochs.
+    in D, as the authors' program in Caffe has: without it a run of 24 epochs collapsed.
  2. rotate: not private layers but a choice, learned without a pair, of one of eight positions makes x2 from x1.
  3. mnistm (Ganin et al. 2016; no task of the paper): the rule that makes its data is built into G, since with private
     convolutions domain 2 collapses. So pairs show one digit; what is learned is the patch. Both learning rates halve.
