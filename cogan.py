@@ -36,7 +36,7 @@ from torch.optim.swa_utils import AveragedModel
 from common import batches, get_device, load_data, load_patches, save_grid
 
 SCRIPT = Path(__file__).stem
-DEFAULTS = {"edge": (2e-3, 8e-4, 3, 3), "negative": (2e-3, 8e-4, 3, 3),
+DEFAULTS = {"edge": (2e-3, 8e-4, 4, 3), "negative": (2e-3, 8e-4, 3, 3),
             "rotate": (2e-3, 8e-4, 4, 4), "mnistm": (1e-3, 4e-4, 4, 2)}  # --lr_g, --lr_d, --shared_g, --shared_d
 
 
@@ -71,7 +71,7 @@ def parse_args(argv=None, saved=None):
     add("--cuda", action="store_true", help="train on a CUDA device")
     add("--domain", choices=DEFAULTS, default="edge", help="what domain 2 shows of the images")
     add("--photos", metavar="FOLDER", help="mnistm: photographs to cut patches from (None: drawn clouds)")
-    add("--shared_g", type=int, help="G's first layers that are tied, 0 to 3, rotate and mnistm to 4 (None: the most)")
+    add("--shared_g", type=int, help="G's first layers that are tied, 0 to 4, negative to 3 (None: the most)")
     add("--shared_d", type=int, help="D's last layers that are tied, 0 to 3, rotate to 4 (None: the most, mnistm 2)")
     args = parser.parse_args(argv, Namespace(**saved or {}))
     for name, default in zip(("lr_g", "lr_d", "shared_g", "shared_d"), DEFAULTS[args.domain]):
@@ -104,20 +104,26 @@ class Generator(nn.Module):
             raise ValueError(f"the side of the images must be a multiple of 4, not {side}: choose one with --img_size.")
 
         def layers(channels):
-            return [
+            first = [
                 nn.Sequential(nn.Linear(latent_dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU()),
                 nn.Sequential(nn.Linear(hidden, 2 * width * (side // 4) ** 2),
                               nn.Unflatten(1, (2 * width, side // 4, side // 4)), nn.BatchNorm2d(2 * width), nn.ReLU()),
                 nn.Sequential(nn.ConvTranspose2d(2 * width, width, 4, 2, 1), nn.BatchNorm2d(width), nn.ReLU()),
-                nn.Sequential(nn.ConvTranspose2d(width, channels, 4, 2, 1), nn.Tanh()),  # (N, channels, H, H)
+            ]
+            if domain != "edge":
+                return [*first, nn.Sequential(nn.ConvTranspose2d(width, channels, 4, 2, 1), nn.Tanh())]
+            return [  # eight maps of the image's size, from which two convolutions draw it in their domain
+                *first, nn.Sequential(nn.ConvTranspose2d(width, 8, 4, 2, 1), nn.BatchNorm2d(8), nn.ReLU()),
+                nn.Sequential(nn.Conv2d(8, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU(),
+                              nn.Conv2d(16, channels, 3, 1, 1), nn.Tanh()),
             ]
         g1, g2 = (layers(img_shapes[0][0] + 3 if domain == "mnistm" else shape[0]) for shape in img_shapes)
         self.tied = nn.Sequential(*g1[:n_tied])
         self.private = nn.ModuleList(nn.Sequential(*g[n_tied:]) for g in (g1, g2 + [Turn()] * (domain == "rotate")))
         for name, p in self.named_parameters():  # as the authors of DCGAN: gains from N(1, 0.02), biases 0
             nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
-        for g in (g1, g2) * (domain == "mnistm"):  # digits start dark, below the patch, so that |.| has one slope
-            nn.init.constant_(g[3][0].bias[:-3], -1)
+        for g in (g1, g2) * (domain in ("edge", "mnistm")):  # start dark, as edges and digits are, but not a patch
+            nn.init.constant_(g[-1][-2].bias[:-3 if domain == "mnistm" else None], -1)
 
     def forward(self, z):
         h = self.tied(z)
