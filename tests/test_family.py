@@ -78,9 +78,9 @@ def test_the_convolutional_scripts_have_one_trunk_and_one_set_of_defaults(child)
         assert sizes[0] == sizes[1]
         counts = [sum(parts(name)[network].count(f"nn.{layer}(") for layer in ("Linear", "Conv2d", "ConvTranspose2d"))
                   for name in (child, "dcgan")]
-        # AC-GAN's second head; InfoGAN's head(), of two layers
-        heads = {"acgan": 1, "infogan": 2}.get(child, 0) * (network == "Discriminator")
-        assert counts[0] == counts[1] + heads
+        # AC-GAN's second head; InfoGAN's head(), of two layers; for CoGAN's edges, maps and two convolutions
+        more = {("acgan", "Discriminator"): 1, ("infogan", "Discriminator"): 2, ("cogan", "Generator"): 3}
+        assert counts[0] == counts[1] + more.get((child, network), 0)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
