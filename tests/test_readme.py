@@ -47,7 +47,7 @@ def test_every_python_command_and_the_snippet_run(tmp_path, data_dir, monkeypatc
             speed.main([*argv, "--steps", "1", "--limit", "0"])
             continue
         if name == "tests/montage.py":
-            os.makedirs("assets", exist_ok=True)
+            argv = [re.sub("{.*}", name, arg) for arg in argv for name in re.sub(".*{|}.*", "", arg).split(",")]
             montage.main([path for arg in argv for path in sorted(glob(arg)) or [arg]])
             continue
         short = ["--n_epochs", "2"] * ("--n_epochs" in argv) if "--resume" in argv else ["--n_epochs", "1"]
