@@ -20,7 +20,7 @@ Measured on MNIST (README): 41 s an epoch on two cores, Frechet distance 1.39 af
 Departures from the paper:
  1. Layers and training are dcgan.py's; a layer is a convolution or dense layer with what follows it. For edge G has a
     fifth, the two convolutions of 3x3 (the authors: one of 6x6), and starts dark; D has dropout of 0.1 (the authors'
-    program in Caffe: 0.5). Without either, D was winning after 300 steps and no pair had met.
+    program in Caffe: 0.5). If one of the last two is missing, D is winning by step 300 and no pair has met.
  2. rotate: not private layers but a choice, learned without a pair, of one of eight positions makes x2 from x1.
  3. mnistm (Ganin et al. 2016; no task of the paper): the rule that makes its data is built into G, since with private
     convolutions domain 2 collapses. So pairs show one digit; what is learned is the patch. Both learning rates halve.
