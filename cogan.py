@@ -20,7 +20,7 @@ Measured on MNIST (README): 41 s an epoch on two cores, Frechet distance 0.73 af
 Departures from the paper:
  1. Layers and training are dcgan.py's; a layer is a convolution or dense layer with what follows it. For edge G has a
     fifth, the two convolutions of 3x3 (the authors: one of 6x6), and starts dark; D has dropout of 0.1 (the authors'
-    program in Caffe: 0.5). If one of the last two is missing, D is winning by step 300 and no pair has met.
+    program in Caffe: 0.5). There the twins start equal: without that one seed of three had no pair of the same digit.
  2. rotate: not private layers but a choice, learned without a pair, of one of eight positions makes x2 from x1.
  3. mnistm (Ganin et al. 2016; no task of the paper): the rule that makes its data is built into G, since with private
     convolutions domain 2 collapses. So pairs show one digit; what is learned is the patch. Both learning rates halve.
@@ -127,9 +127,11 @@ class Generator(nn.Module):
         self.private = nn.ModuleList(nn.Sequential(*g[n_tied:]) for g in (g1, g2 + [Turn()] * (domain == "rotate")))
         for name, p in self.named_parameters():  # as the authors of DCGAN: gains from N(1, 0.02), biases 0
             nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
-        # digits and edges start dark: else the images of edge end up bright, and |patch - digit| has two slopes
+        # digits and edges are dark, and start so; a bright digit would take the other slope of |patch - digit|
         for g in (g1, g2) * (domain in ("edge", "mnistm")):
             nn.init.constant_(g[-1][-2].bias[:-3 if domain == "mnistm" else None], -1)
+        if domain == "edge" and n_tied:  # or else g2 may read another digit than g1 from the tied maps
+            self.private[1].load_state_dict(self.private[0].state_dict())
 
     def forward(self, z):
         h = self.tied(z)
@@ -159,6 +161,8 @@ class Discriminator(nn.Module):
         self.tied = nn.Sequential(*f1[n_private:])
         for name, p in self.named_parameters():  # as the authors of DCGAN: gains from N(1, 0.02), biases 0
             nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
+        if domain == "edge" and n_tied:  # as in G
+            self.private[1].load_state_dict(self.private[0].state_dict())
 
     def forward(self, x1, x2):
         return tuple(self.tied(private(x)) for private, x in zip(self.private, (x1, x2)))

@@ -43,6 +43,20 @@ def test_the_first_layers_of_g_and_the_last_of_d_are_the_same_objects_and_no_oth
     assert isinstance((D.tied if shared_d else D.private[1])[-1], torch.nn.Linear)
 
 
+@pytest.mark.parametrize("domain", ["edge", "negative", "rotate"])
+@pytest.mark.parametrize("tied", [1, 0])
+def test_twins_start_equal_where_they_are_tied_and_draw_edges(domain, tied):
+    G, D, *_ = networks(cogan, options=["--domain", domain, "--shared_g", str(tied), "--shared_d", str(tied)])
+    without_dropout(D)
+    x1, x2 = G(torch.randn(8, 16))
+    s1, s2 = D(x1, x1)
+    assert x1.std() > 1e-3 and s1.std() > 1e-3
+    equal = domain == "edge" and tied == 1
+    assert torch.equal(x1, x2) == equal and torch.equal(s1, s2) == equal
+    ids = [{id(p) for p in net.parameters()} for net in G.private]
+    assert not ids[0] & ids[1]  # equal, but each its own
+
+
 @pytest.mark.parametrize("domain", cogan.DEFAULTS)
 def test_tied_layers_take_the_mean_of_the_gradients_of_two_separate_networks(domain):
     G, D, opt_G, opt_D, args = networks(cogan, options=["--domain", domain])
