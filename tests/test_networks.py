@@ -5,6 +5,7 @@ from conftest import codes, first, networks
 from torch import nn
 
 import dcgan
+import lsgan
 from common import draw_glyphs
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64)]
@@ -68,6 +69,18 @@ def test_dcgan_has_neither_batch_normalisation_at_the_output_of_g_nor_at_the_inp
     assert isinstance(G[-2], nn.ConvTranspose2d) and isinstance(G[-1], nn.Tanh)
     assert isinstance(D[0], nn.Conv2d) and isinstance(D[1], nn.LeakyReLU) and D[1].negative_slope == 0.2
     assert not any(isinstance(module, (nn.MaxPool2d, nn.AvgPool2d, nn.Upsample)) for module in [*G, *D])
+
+
+@pytest.mark.parametrize("script", [dcgan, lsgan])
+def test_of_eight_values_of_z_only_the_signs_count_and_the_others_count_as_they_are(script):
+    torch.manual_seed(0)
+    G, z = script.Generator(20, (1, 28, 28)).eval(), torch.randn(8, 20)
+    images = G(z)
+    for i in range(20):
+        larger, turned = z.clone(), z.clone()
+        larger[:, i] *= 3
+        turned[:, i] *= -1
+        assert torch.equal(G(larger), images) == (i < 8) and not torch.equal(G(turned), images)
 
 
 @pytest.mark.parametrize("side", [27, 30])
