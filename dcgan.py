@@ -7,13 +7,13 @@ output nor D's input; ReLU in G, LeakyReLU in D; weights from N(0, 0.02), so sma
 
     python dcgan.py    # MNIST, or drawn digits when offline
 
-Measured on MNIST (README): 53 s an epoch on two cores, Frechet distance 0.47 after 5 epochs; torch 2.14.
+Measured on MNIST (README): 53 s an epoch on two cores, torch 2.15; Frechet distance 0.47 after 5 epochs, torch 2.14.
 Departures from the paper:
  1. A dense hidden layer in G and in D, which the paper removes from deeper networks but its authors' MNIST script, a
-    conditional one, has: it lowers the Frechet distance to a fraction. 20 dimensions of z, not 100, eight as signs,
-    since a G continuous in z draws blends between digits; this costs some variety. (cgan.py has y in their place.)
+    conditional one, has: it lowers the Frechet distance to a fraction. 20 dimensions of z, not 100, the first eight as
+    signs, since a G continuous in z draws blends of digits: fewer of them, but less variety. (cgan.py has y instead.)
  2. Higher learning rates than 2e-4, G's above D's, that fall to 0 over the second half of the run, and an average of G
-    lower it as well. Batches of 64, not 128. One z for both steps. Kernels of 4, not 5, fit the stride. z is Gaussian.
+    lower the distance. Batches of 64, not 128. One z, Gaussian, for both steps. Kernels of 4, not 5, fit the stride.
 """
 import io
 import sys
@@ -55,7 +55,7 @@ def parse_args(argv=None, saved=None):
 
 
 class Generator(nn.Module):
-    """z (N, latent_dim) -> images (N, C, H, H) in [-1, 1]; H is a multiple of 4, else ValueError."""
+    """z (N, latent_dim), eight as signs -> images (N, C, H, H) in [-1, 1]; H is a multiple of 4, else ValueError."""
 
     def __init__(self, latent_dim, img_shape, width=32, hidden=512):
         super().__init__()
@@ -73,7 +73,7 @@ class Generator(nn.Module):
             nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
 
     def forward(self, z):
-        return self.layers(torch.cat([z[:, :8].sign(), z[:, 8:]], 1))  # signs let G jump from one class to another
+        return self.layers(torch.cat([z[:, :8].sign(), z[:, 8:]], 1))  # signs let G jump: no blends between
 
 
 class Discriminator(nn.Module):

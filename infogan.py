@@ -12,8 +12,8 @@ lambda weighs what L_I teaches the shared layers and G; with 0 it is the game of
 
 Measured on MNIST (README): 56 s an epoch on two cores, Frechet distance 0.34 after 20 epochs; torch 2.15.
 Departures from the paper:
- 1. Trunks and optimisation are dcgan.py's (see there, and `diff dcgan.py infogan.py`), but learning rates and the 62
-    dimensions of z are the paper's. G ascends E[log D(G(z, c))], as in the authors' program.
+ 1. Trunks and optimisation are dcgan.py's (see there, and `diff dcgan.py infogan.py`); z has no signs, its 62
+    dimensions and the learning rates are the paper's. G ascends E[log D(G(z, c))], as in the authors' program.
  2. Q has a head for each kind of code, so that lambda can be chosen for each: 0.1 for the continuous, whose L_I has no
     ceiling. Q itself learns at full weight, in D's step; lambda scales what goes back from it.
 """

@@ -8,7 +8,7 @@ then descends the Pearson chi2 divergence of p + q and 2q; the default, 0, 1, 1,
 
     python lsgan.py --a -1 --b 1 --c 0    # the Pearson coding
 
-Measured on MNIST (README): 47 s an epoch on two cores, Frechet distance 0.62 after 10 epochs; torch 2.14.
+Measured on MNIST (README): 47 s an epoch on two cores, torch 2.15; Frechet distance 0.62 after 10 epochs, torch 2.14.
 Departures from the paper: networks and optimisation are those of its parent, see `diff dcgan.py lsgan.py`.
 """
 import io
@@ -54,7 +54,7 @@ def parse_args(argv=None, saved=None):
 
 
 class Generator(nn.Module):
-    """z (N, latent_dim) -> images (N, C, H, H) in [-1, 1]; H is a multiple of 4, else ValueError."""
+    """z (N, latent_dim), eight as signs -> images (N, C, H, H) in [-1, 1]; H is a multiple of 4, else ValueError."""
 
     def __init__(self, latent_dim, img_shape, width=32, hidden=512):
         super().__init__()
@@ -72,7 +72,7 @@ class Generator(nn.Module):
             nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
 
     def forward(self, z):
-        return self.layers(torch.cat([z[:, :8].sign(), z[:, 8:]], 1))  # signs let G jump from one class to another
+        return self.layers(torch.cat([z[:, :8].sign(), z[:, 8:]], 1))  # signs let G jump: no blends between
 
 
 class Discriminator(nn.Module):
