@@ -1,6 +1,7 @@
 """How fast are the scripts, and what does the usual loop cost? Steps per second, on MNIST, by the clock.
 
     python tests/speed.py                  # every script, and a DCGAN trained the usual way, in a minute or two
+    python tests/speed.py --cuda           # every script on a GPU, and how much of the time its kernels run
     python tests/speed.py --distance 5     # dcgan.py and the usual way, until the samples are that near the test set
 
 The usual way is that of PyTorch-GAN and of most tutorials, written anew here: a DataLoader decodes and resizes every
@@ -108,6 +109,24 @@ def steps_per_second(steps, n):
     return n / whole, 1 - spent[0] / whole
 
 
+def steps_per_second_and_kernels(steps, n):
+    """Steps per second over n steps on a CUDA device; kernels a step, and the share of the time in which they run."""
+    for _ in islice(steps, 1 + n):  # data loading and warm-up
+        pass
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in islice(steps, n):
+        pass
+    torch.cuda.synchronize()
+    per_second = n / (time.perf_counter() - start)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in islice(steps, 10):
+            pass
+        torch.cuda.synchronize()
+    kernels = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return per_second, len(kernels) / 10, sum(kernel.device_time for kernel in kernels) / 10 * 1e-6 * per_second
+
+
 def seconds_to(distance, steps, data_dir, every, limit, n=10000):
     """Prints the distance of n samples every so many steps, until it is reached or the limit of seconds is spent."""
     train, test = (load_data("mnist", data_dir, train=t) for t in (True, False))
@@ -131,6 +150,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("scripts", nargs="*", help="names without .py (none: all)")
     parser.add_argument("--data_dir", default="data", help="where MNIST lies")
+    parser.add_argument("--cuda", action="store_true", help="time the scripts on a CUDA device")
     parser.add_argument("--steps", type=int, default=100, help="steps that are timed")
     parser.add_argument("--distance", type=float, help="instead: seconds to this Frechet distance")
     parser.add_argument("--limit", type=float, default=900, help="with --distance: seconds after which to give up")
@@ -141,12 +161,20 @@ def main(argv=None):
             print(title, flush=True)
             seconds_to(options.distance, steps, options.data_dir, every=250, limit=options.limit)
         return
-    print(f"{'':16} {'steps/s':>8} {'s/epoch':>8}   outside networks and optimizers")
-    for name in options.scripts or [*SCRIPTS, "the usual way"]:
-        steps = usual(options.data_dir) if name == "the usual way" else ours(name, options.data_dir)
-        speed, outside = steps_per_second(steps, options.steps)
+    if options.cuda and not torch.cuda.is_available():
+        parser.exit(2, "speed: no CUDA device was found.\n")
+    last = "kernels a step, which run" if options.cuda else "outside networks and optimizers"
+    print(f"{'':16} {'steps/s':>8} {'s/epoch':>8}   {last}")
+    for name in options.scripts or [*SCRIPTS, *["the usual way"] * (not options.cuda)]:
         per_epoch = (30000 if name == "cogan" else 60000) // 64
-        print(f"{name:16} {speed:8.1f} {per_epoch / speed:8.0f}   {outside:.0%}", flush=True)
+        if options.cuda:
+            speed, kernels, busy = steps_per_second_and_kernels(ours(name, options.data_dir, "cuda"), options.steps)
+            what = f"{kernels:.0f}, {busy:.0%} of the time"
+        else:
+            steps = usual(options.data_dir) if name == "the usual way" else ours(name, options.data_dir)
+            speed, outside = steps_per_second(steps, options.steps)
+            what = f"{outside:.0%}"
+        print(f"{name:16} {speed:8.1f} {per_epoch / speed:8.0f}   {what}", flush=True)
 
 
 if __name__ == "__main__":

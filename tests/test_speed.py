@@ -64,3 +64,9 @@ def test_a_line_for_every_script_and_the_usual_way(data_dir, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[1:]] == [*speed.SCRIPTS, "the usual way"]
     assert all(float(line[16:].split()[0]) > 0 and line.endswith("%") for line in lines[1:])
+
+
+def test_cuda_where_there_is_none(data_dir, capsys):
+    with pytest.raises(SystemExit) as stop:
+        speed.main(["--cuda", "--data_dir", str(data_dir)])
+    assert stop.value.code == 2 and capsys.readouterr() == ("", "speed: no CUDA device was found.\n")
