@@ -5,7 +5,7 @@ V(D, G) = E_x[log D(x|y)] + E_z[log(1 - D(G(z|y)|y))], G descends it. y is one-h
     python cgan.py --resume runs/cgan/checkpoint.pt --digit 5    # a trained network's images of class 5
 Measured on MNIST (README): 52 s an epoch on two cores, Frechet distance 0.18 after 10 epochs; torch 2.15.
 Departures from the paper:
- 1. dcgan.py's networks and optimisation for perceptrons (see there, and `diff dcgan.py cgan.py`); no signs in z.
+ 1. For perceptrons dcgan.py's networks, and its optimisation at higher rates (`diff dcgan.py cgan.py`); no signs in z.
  2. G ascends E_z[log D(G(z|y)|y)] instead, whose gradient does not vanish while D wins.
 """
 import io

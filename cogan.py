@@ -18,9 +18,9 @@ another x2.
 
 Measured on MNIST (README): 79 s an epoch on two cores, Frechet distance 0.50 after 16 epochs; torch 2.14.
 Departures from the paper:
- 1. Layers and training are dcgan.py's, but z has 12 values, no signs; a layer is a convolution or dense layer and what
-    follows it. For edge G has a fifth, two convolutions of 3x3 (the authors: one of 6x6), and starts dark; D has
-    dropout of 0.1 (the authors: 0.5). Private layers start equal: without that one seed of three paired at random.
+ 1. Layers and, at higher rates, training are dcgan.py's; z has 12 values, no signs; a layer is a convolution or dense
+    one and what follows it. For edge G has a fifth, two convolutions of 3x3 (the authors: one of 6x6), and starts dark;
+    D has dropout of 0.1 (the authors: 0.5). Private layers start equal: else one seed of three paired at random.
  2. rotate: not private layers but a choice, learned without a pair, of one of eight positions makes x2 from x1.
  3. mnistm (Ganin et al. 2016; no task of the paper): the rule that makes its data is built into G, since with private
     convolutions domain 2 collapses. So pairs show one digit; what is learned is the patch. Both learning rates halve.
