@@ -119,7 +119,7 @@ def steps_per_second_and_kernels(steps, n):
         pass
     torch.cuda.synchronize()
     per_second = n / (time.perf_counter() - start)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
         for _ in islice(steps, 10):
             pass
         torch.cuda.synchronize()
