@@ -4,6 +4,7 @@ import torch
 from conftest import codes, first, networks
 from torch import nn
 
+import cogan
 import dcgan
 import lsgan
 from common import draw_glyphs
@@ -71,16 +72,19 @@ def test_dcgan_has_neither_batch_normalisation_at_the_output_of_g_nor_at_the_inp
     assert not any(isinstance(module, (nn.MaxPool2d, nn.AvgPool2d, nn.Upsample)) for module in [*G, *D])
 
 
-@pytest.mark.parametrize("script", [dcgan, lsgan])
+@pytest.mark.parametrize("script", [dcgan, lsgan, cogan])
 def test_of_the_first_eight_values_of_z_only_the_signs_count(script):
-    torch.manual_seed(0)
-    G, z = script.Generator(20, (1, 28, 28)).eval(), torch.randn(8, 20)
-    images = G(z)
+    G, z = networks(script, latent_dim=20)[0].eval(), torch.randn(8, 20)
+
+    def draw(z):
+        images = G(z)
+        return torch.stack(images if script is cogan else [images])
+    images = draw(z)
     for i in range(20):
         larger, turned = z.clone(), z.clone()
         larger[:, i] *= 3
         turned[:, i] *= -1
-        assert torch.equal(G(larger), images) == (i < 8) and not torch.equal(G(turned), images)
+        assert torch.equal(draw(larger), images) == (i < 8) and not torch.equal(draw(turned), images)
 
 
 @pytest.mark.parametrize("side", [27, 30])

@@ -83,8 +83,7 @@ def test_d_learns_to_tell_real_from_generated_and_g_to_fool_it(script):
     images, labels = draw_glyphs(32)
     real = (images / 127.5 - 1).expand(-1, *images_for(script)).contiguous()
 
-    options = ["--domain", "negative"] if script.__name__ == "cogan" else []  # edge has dropout, noise in the loss
-    G, D, opt_G, opt_D, args = networks(script, options=options)
+    G, D, opt_G, opt_D, args = networks(script)
     opt_G.param_groups[0]["lr"] = 0
     for _ in range(20):
         before = script.train_step(G, D, opt_G, opt_D, real, labels, args)
