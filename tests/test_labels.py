@@ -187,6 +187,17 @@ def test_infogan_with_lambda_0_is_the_plain_gan_with_a_q_that_learns(monkeypatch
         assert not torch.equal(head[0].weight, head2[0].weight)
 
 
+@pytest.mark.parametrize("start", [0.3, 0.0])
+def test_infogan_lambda_of_the_category_falls_to_a_tenth_and_is_part_of_the_state_of_d(start):
+    G, D, opt_G, opt_D, args = networks(infogan, options=["--lambda_cat", str(start)], lr_g=0, lr_d=0)
+    for _ in range(5):
+        infogan.train_step(G, D, opt_G, opt_D, *digits(), args)
+    assert D.lambda_cat.item() == pytest.approx(start * (0.1 + 0.9 * (1 - 5e-4)**5), abs=1e-7)
+    again = infogan.Discriminator((1, 28, 28), 1, 1)
+    again.load_state_dict(D.state_dict())
+    assert torch.equal(again.lambda_cat, D.lambda_cat) and again.lambda_con == 1
+
+
 def test_infogan_step_descends_eq_6():
     """The gradients of both steps, against the sum of the GAN's and lambda times those of L_I."""
     G, D, opt_G, opt_D, args = networks(infogan, options=["--lambda_cat", "0.3", "--lambda_con", "0.7"], lr_d=0)
