@@ -67,7 +67,7 @@ def test_options_come_in_the_same_order_and_a_child_only_adds_its_own_at_the_end
 
 @pytest.mark.parametrize("child", ["lsgan", "cgan", "acgan", "infogan", "cogan"])
 def test_the_convolutional_scripts_have_one_trunk_and_differ_in_few_defaults(child):
-    own = {"infogan": {"n_epochs", "latent_dim"}, "lsgan": {"n_epochs", "lr_g", "lr_d"}, "cogan": {"lr_g", "lr_d"}}
+    own = {"infogan": {"n_epochs", "latent_dim"}, "lsgan": {"lr_g", "lr_d"}, "cogan": {"lr_g", "lr_d"}}
     own = own.get(child, {"n_epochs", "lr_g", "lr_d", "latent_dim"})
     ours, theirs = (importlib.import_module(name) for name in (child, "dcgan"))
     options, parents = (vars(module.parse_args([])) for module in (ours, theirs))
