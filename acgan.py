@@ -11,7 +11,7 @@ D ascends L_S + L_C, G ascends L_C - L_S. P(S = real) is the sigmoid of a score,
 
 Measured on MNIST (README): 47 s an epoch on two cores, Frechet distance 0.18 after 10 epochs; torch 2.15.
 Departures from the paper:
- 1. For deeper networks dcgan.py's, and its optimisation at higher rates (`diff dcgan.py acgan.py`); no signs in z.
+ 1. dcgan.py's networks, less deep, and its optimisation at higher rates (`diff dcgan.py acgan.py`); no signs in z.
  2. For -L_S, G ascends E[log P(S = real | G(z, c))], whose gradient does not vanish while D wins.
 """
 import io
@@ -106,7 +106,7 @@ def generator_loss(s_fake, args):
 
 
 def train_step(G, D, opt_G, opt_D, x, y, args):
-    """A step of D, one of G on images x (N, C, H, W), labels y (N,). Returns losses and mean raw scores, detached."""
+    """A step of D, one of G on images x (N, C, H, W), labels y (N,). Returns losses, scores, accuracies; detached."""
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     c = args.p_c.multinomial(len(x), replacement=True)
     fake = G(z, c)
@@ -200,8 +200,8 @@ def main(argv=None):
         G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
         opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
         opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
-        average = AveragedModel(G, avg_fn=lambda old, new, n: old.float().lerp_(new.float(), max(0.002, 10 / (n + 10))),
-                                use_buffers=True)  # of about the last tenth of the steps, 500 at most
+        average = AveragedModel(G, use_buffers=True,  # of about the last tenth of the steps, 500 at most
+                                avg_fn=lambda old, new, n: old.float().lerp_(new.float(), (10 / (n + 10)).clamp(0.002)))
         parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "average": average}
         if saved:
             for name, part in parts.items():

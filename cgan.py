@@ -5,7 +5,7 @@ V(D, G) = E_x[log D(x|y)] + E_z[log(1 - D(G(z|y)|y))], G descends it. y is one-h
     python cgan.py --resume runs/cgan/checkpoint.pt --digit 5    # a trained network's images of class 5
 Measured on MNIST (README): 52 s an epoch on two cores, Frechet distance 0.18 after 10 epochs; torch 2.15.
 Departures from the paper:
- 1. For perceptrons dcgan.py's networks, and its optimisation at higher rates (`diff dcgan.py cgan.py`); no signs in z.
+ 1. dcgan.py's networks, not perceptrons, and its optimisation at higher rates (`diff dcgan.py cgan.py`); no signs in z.
  2. G ascends E_z[log D(G(z|y)|y)] instead, whose gradient does not vanish while D wins.
 """
 import io
@@ -186,8 +186,8 @@ def main(argv=None):
         G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
         opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
         opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
-        average = AveragedModel(G, avg_fn=lambda old, new, n: old.float().lerp_(new.float(), max(0.002, 10 / (n + 10))),
-                                use_buffers=True)  # of about the last tenth of the steps, 500 at most
+        average = AveragedModel(G, use_buffers=True,  # of about the last tenth of the steps, 500 at most
+                                avg_fn=lambda old, new, n: old.float().lerp_(new.float(), (10 / (n + 10)).clamp(0.002)))
         parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "average": average}
         if saved:
             for name, part in parts.items():

@@ -251,8 +251,8 @@ def main(argv=None):
         G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
         opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
         opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
-        average = AveragedModel(G, avg_fn=lambda old, new, n: old.float().lerp_(new.float(), max(0.002, 10 / (n + 10))),
-                                use_buffers=True)  # of about the last tenth of the steps, 500 at most
+        average = AveragedModel(G, use_buffers=True,  # of about the last tenth of the steps, 500 at most
+                                avg_fn=lambda old, new, n: old.float().lerp_(new.float(), (10 / (n + 10)).clamp(0.002)))
         parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "average": average}
         if saved:
             for name, part in parts.items():

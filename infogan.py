@@ -14,9 +14,9 @@ Measured on MNIST (README): 56 s an epoch on two cores, torch 2.15; Frechet dist
 Departures from the paper:
  1. Trunks and optimisation are dcgan.py's (see there, and `diff dcgan.py infogan.py`); z has no signs, its 62
     dimensions and the learning rates are the paper's. G ascends E[log D(G(z, c))], as in the authors' program.
- 2. Q has a head for each kind of code, so that lambda can be chosen for each: 0.3 for the category (the paper: 1), in
-    the first epochs falling to a tenth, by which more categories become one digit, and 0.03 for the continuous, whose
-    L_I has no ceiling. Q itself learns at full weight, in D's step; lambda scales what goes back from it.
+ 2. Q has a head for each kind of code, so that lambda can be chosen for each: 0.03 for the continuous codes, whose L_I
+    has no ceiling; 0.3 at first for the category (the paper: 1), soon falling to a tenth, with which more categories
+    become one digit. Q itself learns at full weight, in D's step; lambda scales what goes back from it.
 """
 import io
 import math
@@ -58,8 +58,8 @@ def parse_args(argv=None, saved=None):
     add("--resume", metavar="CHECKPOINT", help="go on with this run, its options and its folder")
     add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
     add("--cuda", action="store_true", help="train on a CUDA device")
-    add("--lambda_cat", type=float, default=0.3, help="weight of the mutual information with the category, first")
-    add("--lambda_con", type=float, default=0.03, help="weight of that with the continuous codes")
+    add("--lambda_cat", type=float, default=0.3, help="weight of L_I of the category at the start; it falls to a tenth")
+    add("--lambda_con", type=float, default=0.03, help="weight of L_I of the continuous codes")
     return parser.parse_args(argv, Namespace(**saved or {}))
 
 
@@ -136,7 +136,7 @@ def information(c, logits, mean, log_std):
 
 
 def train_step(G, D, opt_G, opt_D, x, y, args):
-    """A step of D, one of G on images x (N, C, H, W), labels y (N,). Returns losses and mean raw scores, detached."""
+    """A step of D, one of G on images x (N, C, H, W), labels y (N,). Returns losses, mean raw scores, L_I; detached."""
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     c = sample_code(len(x), x.device)
     fake = G(z, c)
@@ -256,8 +256,8 @@ def main(argv=None):
         G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
         opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
         opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
-        average = AveragedModel(G, avg_fn=lambda old, new, n: old.float().lerp_(new.float(), max(0.002, 10 / (n + 10))),
-                                use_buffers=True)  # of about the last tenth of the steps, 500 at most
+        average = AveragedModel(G, use_buffers=True,  # of about the last tenth of the steps, 500 at most
+                                avg_fn=lambda old, new, n: old.float().lerp_(new.float(), (10 / (n + 10)).clamp(0.002)))
         parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "average": average}
         if saved:
             for name, part in parts.items():

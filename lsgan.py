@@ -72,11 +72,11 @@ class Generator(nn.Module):
             nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
 
     def forward(self, z):
-        return self.layers(torch.cat([z[:, :8].sign(), z[:, 8:]], 1))  # signs let G jump: no blends between
+        return self.layers(torch.cat([z[:, :8].sign(), z[:, 8:]], 1))  # signs let G jump: fewer blends of digits
 
 
 class Discriminator(nn.Module):
-    """Images (N, C, H, H) -> raw scores s (N, 1); sigmoid(s) is the probability that the image is real."""
+    """Images (N, C, H, H) -> raw scores s (N, 1), higher for images that look real."""
 
     def __init__(self, img_shape, width=32, hidden=512):
         super().__init__()
@@ -186,8 +186,8 @@ def main(argv=None):
         G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
         opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
         opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
-        average = AveragedModel(G, avg_fn=lambda old, new, n: old.float().lerp_(new.float(), max(0.002, 10 / (n + 10))),
-                                use_buffers=True)  # of about the last tenth of the steps, 500 at most
+        average = AveragedModel(G, use_buffers=True,  # of about the last tenth of the steps, 500 at most
+                                avg_fn=lambda old, new, n: old.float().lerp_(new.float(), (10 / (n + 10)).clamp(0.002)))
         parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "average": average}
         if saved:
             for name, part in parts.items():

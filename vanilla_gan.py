@@ -11,8 +11,8 @@ so in practice G ascends E_z[log D(G(z))], the non-saturating loss (section 3).
 
 Measured on MNIST (README): 26 s an epoch on two cores, Frechet distance 5.3 after 10 epochs; torch 2.15.
 Departures from the paper:
- 1. G 256-512-1024 with batch normalisation, D with LeakyReLU and dropout, for ReLU and maxout: with plain ReLU in both,
-    G collapses to a single digit. tanh for sigmoid, a Gaussian z; one z for both steps saves a pass of G.
+ 1. G 256-512-1024 with batch normalisation, D with LeakyReLU and less dropout, for ReLU and maxout: with plain ReLU in
+    both, G collapses to a single digit. tanh for sigmoid, a Gaussian z; one z for both steps saves a pass of G.
  2. Adam for SGD. Learning rates that fall to 0 over the second half of the run, and samples from a running average
     of G, lower the Frechet distance.
 """
@@ -104,7 +104,7 @@ def generator_loss(s_fake, args):
 
 def train_step(G, D, opt_G, opt_D, x, y, args):
     """A step of D, one of G on images x (N, C, H, W), labels y (N,). Returns losses, mean raw scores, V(D, G)
-    and (V + log 4) / 2, which is at most JSD(p || q), in nats, because D is at most as good as D*; detached."""
+    and (V + log 4) / 2, at most JSD(p || q) but for a batch's noise, as no D is better than D*; in nats, detached."""
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     fake = G(z)
 
@@ -187,8 +187,8 @@ def main(argv=None):
         G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
         opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
         opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
-        average = AveragedModel(G, avg_fn=lambda old, new, n: old.float().lerp_(new.float(), max(0.002, 10 / (n + 10))),
-                                use_buffers=True)  # of about the last tenth of the steps, 500 at most
+        average = AveragedModel(G, use_buffers=True,  # of about the last tenth of the steps, 500 at most
+                                avg_fn=lambda old, new, n: old.float().lerp_(new.float(), (10 / (n + 10)).clamp(0.002)))
         parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "average": average}
         if saved:
             for name, part in parts.items():

@@ -73,6 +73,7 @@ def load_classifier(name, folder, images, labels, n_classes):
         return net.eval()
     print(f"training a classifier, once: {path}", flush=True)
     net = train_classifier(images, labels, n_classes)
+    path.parent.mkdir(parents=True, exist_ok=True)  # drawn digits need no data folder
     torch.save(net.state_dict(), path)
     return net
 

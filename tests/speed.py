@@ -34,8 +34,8 @@ def ours(name, data_dir, device="cpu"):
     G, D = module.Generator(**config_G).to(device), module.Discriminator(**config_D).to(device)
     opt_G, opt_D = (torch.optim.Adam(net.parameters(), lr, (args.b1, args.b2), fused=True)
                     for net, lr in ((G, args.lr_g), (D, args.lr_d)))
-    average = AveragedModel(G, avg_fn=lambda old, new, n: old.float().lerp_(new.float(), max(0.002, 10 / (n + 10))),
-                            use_buffers=True)
+    average = AveragedModel(G, use_buffers=True,
+                            avg_fn=lambda old, new, n: old.float().lerp_(new.float(), (10 / (n + 10)).clamp(0.002)))
     yield average.module
     while True:
         for x, y in batches(data, args.batch_size):
