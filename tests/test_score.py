@@ -100,6 +100,14 @@ def test_every_set_of_photographs_has_its_classifier(run_options, data_dir, tmp_
         path.unlink()
 
 
+def test_a_classifier_is_trained_once_and_kept_in_a_folder_that_need_not_be_there(tmp_path, monkeypatch):
+    images, labels = draw_glyphs(20)
+    made = score.load_classifier("x", tmp_path / "no" / "data", images / 127.5 - 1, labels, 10)
+    monkeypatch.setattr(score, "train_classifier", None)
+    kept = score.load_classifier("x", tmp_path / "no" / "data", images, labels, 10)
+    assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), kept.state_dict().values()))
+
+
 def test_classes_are_asked_for_as_often_as_in_the_training():
     class G:
         latent_dim, n_classes = 3, 4
