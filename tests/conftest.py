@@ -89,6 +89,7 @@ def networks(script, img_shape=(1, 28, 28), latent_dim=16, lr_g=1e-3, lr_d=1e-3,
     data = Data(".", torch.zeros(10, *img_shape, dtype=torch.uint8), torch.arange(10), list("0123456789"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script, "load_data", lambda *_: data)
+        patch.setattr(script, "load_patches", lambda n, side, *_: torch.zeros(n, 3, side, side).byte(), raising=False)
         _, config_G, config_D = script.setup(args, "cpu")
     G, D = script.Generator(**config_G), script.Discriminator(**config_D)
     opt_G = torch.optim.Adam(G.parameters(), lr_g, (args.b1, args.b2), fused=True)
