@@ -12,9 +12,9 @@ The private ones render it in two ways. G ascends E_z[log f(g(z))], as in its pa
 The private layers must be able to make the change, and little else. One convolution can invert. An edge is a maximum
 over 3x3 pixels minus the middle one: for --domain edge two convolutions draw each domain, from tied maps of the image's
 size. No convolution can turn: for rotate all four layers are tied, g2 ends and f2 begins with a learned mixture of the
-square's eight symmetries. For mnistm the tied four draw a digit, x1, another four a patch, and x2 is |patch - x1|.
-Watch agree, the share of pixels on which x2 agrees with x1 transformed into domain 2, beside shuffled, the same with
-the x2 of another z; mnistm has neither.
+square's eight symmetries. For mnistm the tied four draw a digit, x1, from the first half of z, g2's own four a patch
+from the second, and x2 is |patch - x1|. Watch agree, the share of pixels on which x2 agrees with x1 transformed into
+domain 2, beside shuffled, the same with the x2 of another z; mnistm has neither.
 
 Measured on MNIST (README): 79 s an epoch on two cores, Frechet distance 0.40 after 15 epochs; torch 2.14.
 Departures from the paper:
@@ -23,8 +23,8 @@ Departures from the paper:
     equal: else one seed of three paired at random. D has no dropout (the authors: 0.5).
  2. rotate: not private layers but a choice, learned without a pair, of one of eight positions makes x2 from x1.
  3. mnistm (Ganin et al. 2016; no task of the paper): the rule that makes its data is built into G, since with private
-    convolutions domain 2 collapses. So pairs show one digit; what is learned is the patch, from a z of its own, since
-    it has nothing to do with the digit. Both learning rates halve.
+    convolutions domain 2 collapses. So pairs show one digit; what is learned is the patch. It has nothing to do
+    with the digit, so that it comes from a half of z of its own; a 3x3 average ends it. Both learning rates halve.
 """
 import io
 import sys
@@ -126,7 +126,7 @@ class Generator(nn.Module):
         g1, g2 = (layers(img_shapes[0 if domain == "mnistm" else i][0]) for i in range(2))
         self.tied = nn.Sequential(*g1[:n_tied])
         self.private = nn.ModuleList(nn.Sequential(*g[n_tied:]) for g in (g1, g2 + [Turn()] * (domain == "rotate")))
-        # mnistm: from a half of z of its own; the average wipes out the grain that transposed convolutions leave
+        # the average, at the frame of the pixels there are, smooths the grain that transposed convolutions leave
         self.patch = nn.Sequential(*layers(3), nn.AvgPool2d(3, 1, 1, False, False)) if domain == "mnistm" else None
         for name, p in self.named_parameters():  # as the authors of DCGAN: gains from N(1, 0.02), biases 0
             nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))

@@ -24,6 +24,8 @@ def test_the_first_layers_of_g_and_the_last_of_d_are_the_same_objects_and_no_oth
         assert len(tied) == n and [len(net) for net in private] == [depth - n, depth - n + (domain == "rotate")]
         ids = [{id(p) for p in net.parameters()} for net in (tied, *private)]
         assert not ids[0] & ids[1] and not ids[0] & ids[2] and not ids[1] & ids[2]
+    if domain == "mnistm":
+        assert not {id(p) for net in (G.tied, *G.private) for p in net.parameters()} & {*map(id, G.patch.parameters())}
     calls = []
     for name, net in (("G", G), ("D", D)):
         for i, module in enumerate([net.tied, *net.private]):
@@ -90,7 +92,8 @@ def test_g_takes_the_mean_too(domain):
     for (name, ours), theirs in zip(G.named_parameters(), G2.parameters()):  # 1e-6: a bias before BN has gradient 0
         expected = theirs.grad / (2 if name.startswith("tied") else 1)
         assert torch.allclose(ours.grad, expected, rtol=1e-3, atol=1e-3 * expected.abs().max() + 1e-6), name
-    largest = [max((p.grad.abs().max().item() for p in net.parameters()), default=1) for net in (G.tied, G.private)]
+    nets = [net for net in (G.tied, G.private, G.patch) if net]
+    largest = [max((p.grad.abs().max().item() for p in net.parameters()), default=1) for net in nets]
     assert min(largest) > 3e-5  # or there was nothing to compare
 
 
@@ -207,7 +210,7 @@ def test_each_domain_leaves_private_what_lets_it_be_drawn(domain):
     if domain == "rotate":  # a turn in each network of domain 2, and nothing else
         assert [[type(layer) for layer in net] for net in (*G.private, *D.private)] == [[], [cogan.Turn]] * 2
         assert len(G.tied) == len(D.tied) == 4
-    elif domain == "mnistm":  # in G the patch, from which x2 differs by x1; in D what sees colours
+    elif domain == "mnistm":  # in G nothing, since x2 is |patch - x1|; in D what sees colours
         assert [len(g) for g in (*G.private, G.patch)] == [0, 0, 5] and [len(f) for f in D.private] == [2, 2]
     else:  # convolutions, small enough to leave the digit in its place
         for g, f in zip(G.private, D.private):
@@ -254,6 +257,11 @@ def test_a_patch_of_mnistm_hangs_on_the_second_half_of_z_alone_and_has_no_grain(
     z, patches = torch.randn(8, 32), []
     G.patch.register_forward_hook(lambda module, inputs, output: patches.append(output))
     x1, _ = G(z)
+    assert patches[0].mean().abs() < 0.1  # neither dark nor bright at the start
+    for k in range(32):  # in both halves the first eight are signs
+        larger = z.clone()
+        larger[:, k] *= 3
+        assert (torch.equal(G(larger)[0], x1) and torch.equal(patches[0], patches[-1])) == (k % 16 < 8)
     for half in (slice(16), slice(16, 32)):
         other = z.clone()
         other[:, half] *= -1
