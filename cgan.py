@@ -3,7 +3,7 @@
 Mirza and Osindero 2014, arXiv:1411.1784. With s the raw score of D and D(x|y) = sigmoid(s(x, y)), D ascends (eq. 2)
 V(D, G) = E_x[log D(x|y)] + E_z[log(1 - D(G(z|y)|y))], G descends it. y is one-hot beside z, constant planes beside x.
     python cgan.py --resume runs/cgan/checkpoint.pt --digit 5    # a trained network's images of class 5
-Measured on MNIST (README): 52 s an epoch on two cores, Frechet distance 0.18 after 10 epochs; torch 2.15.
+Measured on MNIST (README): 55 s an epoch on two cores, torch 2.14; Frechet distance 0.18 after 10 epochs, torch 2.15.
 Departures from the paper:
  1. dcgan.py's networks, not perceptrons, and its optimisation at higher rates (`diff dcgan.py cgan.py`); no signs in z.
  2. G ascends E_z[log D(G(z|y)|y)] instead, whose gradient does not vanish while D wins.

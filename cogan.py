@@ -16,7 +16,7 @@ square's eight symmetries. For mnistm the tied four draw a digit, x1, from the f
 from the second, and x2 is |patch - x1|. Watch agree, the share of pixels on which x2 agrees with x1 transformed into
 domain 2, beside shuffled, the same with the x2 of another z; mnistm has neither.
 
-Measured on MNIST (README): 79 s an epoch on two cores, Frechet distance 0.40 after 15 epochs; torch 2.14.
+Measured on MNIST (README): 57 s an epoch on two cores, Frechet distance 0.40 after 15 epochs; torch 2.14.
 Departures from the paper:
  1. Layers, z and, at higher rates, training are dcgan.py's; a layer is a convolution or dense one and what follows it.
     For edge G has a fifth, two convolutions of 3x3 (the authors: one of 6x6), and starts dark; its private layers start

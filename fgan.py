@@ -15,7 +15,7 @@ learns at low rates only, its default. Where p and q do not overlap, kl, reverse
 outside (0, 1) are infinite, so that D raises F without end. minimax pushes all scores alike for reverse_kl, but turns
 G round for pearson where s < -2 and halts it for alpha > 1 where s < 1 / (1 - alpha).
 
-Measured on MNIST (README): 15 s an epoch on two cores, Frechet distance 4.7 after 20 epochs; torch 2.15.
+Measured on MNIST (README): 16 s an epoch on two cores, torch 2.14; Frechet distance 4.7 after 20 epochs, torch 2.15.
 Departures from the paper:
  1. s is asinh of D's last layer r: one to one, so that D still reaches every T, but exp(s) is at most 2|r| + 1, and no
     term of F outgrows r (but for alpha in (0.5, 1)). With s = r, one image at r = 90 makes kl infinite and D NaN.

@@ -10,7 +10,7 @@ lambda weighs what L_I teaches the shared layers and G; with 0 it is the game of
     python infogan.py                                   # MNIST, or drawn digits when offline; its labels are not used
     python infogan.py --lambda_cat 0 --lambda_con 0     # the paper's control
 
-Measured on MNIST (README): 56 s an epoch on two cores, torch 2.15; Frechet distance 0.27 after 20 epochs, torch 2.14.
+Measured on MNIST (README): 65 s an epoch on two cores, Frechet distance 0.27 after 20 epochs; torch 2.14.
 Departures from the paper:
  1. Trunks and optimisation are dcgan.py's (see there, and `diff dcgan.py infogan.py`); z has no signs, its 62
     dimensions and the learning rates are the paper's. G ascends E[log D(G(z, c))], as in the authors' program.

@@ -8,7 +8,7 @@ then descends the Pearson chi2 divergence of p + q and 2q; the default, 0, 1, 1,
 
     python lsgan.py --a -1 --b 1 --c 0    # the Pearson coding
 
-Measured on MNIST (README): 47 s an epoch on two cores, torch 2.15; Frechet distance 0.44 after 15 epochs, torch 2.14.
+Measured on MNIST (README): 51 s an epoch on two cores, Frechet distance 0.44 after 15 epochs; torch 2.14.
 Departures from the paper: its parent's networks and, at higher rates, optimisation, see `diff dcgan.py lsgan.py`.
 """
 import io

@@ -9,7 +9,7 @@ so in practice G ascends E_z[log D(G(z))], the non-saturating loss (section 3).
     python vanilla_gan.py                   # MNIST, or drawn digits when offline
     python vanilla_gan.py --loss minimax    # the game as written
 
-Measured on MNIST (README): 26 s an epoch on two cores, Frechet distance 5.3 after 10 epochs; torch 2.15.
+Measured on MNIST (README): 25 s an epoch on two cores, torch 2.14; Frechet distance 5.3 after 10 epochs, torch 2.15.
 Departures from the paper:
  1. G 256-512-1024 with batch normalisation, D with LeakyReLU and less dropout, for ReLU and maxout: with plain ReLU in
     both, G collapses to a single digit. tanh for sigmoid, a Gaussian z; one z for both steps saves a pass of G.
