@@ -127,7 +127,7 @@ class Generator(nn.Module):
         self.tied = nn.Sequential(*g1[:n_tied])
         self.private = nn.ModuleList(nn.Sequential(*g[n_tied:]) for g in (g1, g2 + [Turn()] * (domain == "rotate")))
         # the average, at the frame of the pixels there are, smooths the grain that transposed convolutions leave
-        self.patch = nn.Sequential(*layers(3), nn.AvgPool2d(3, 1, 1, False, False)) if domain == "mnistm" else None
+        self.patch = domain == "mnistm" and nn.Sequential(*layers(3), nn.AvgPool2d(3, 1, 1, count_include_pad=False))
         for name, p in self.named_parameters():  # as the authors of DCGAN: gains from N(1, 0.02), biases 0
             nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
         # digits and edges are dark, and start so; a bright digit would take the other slope of |patch - digit|
