@@ -11,7 +11,7 @@ D ascends L_S + L_C, G ascends L_C - L_S. P(S = real) is the sigmoid of a score,
 
 Measured on MNIST (README): 58 s an epoch on two cores, torch 2.14; Frechet distance 0.18 after 10 epochs, torch 2.15.
 Departures from the paper:
- 1. dcgan.py's networks, not deeper ones, and its optimisation at higher rates (`diff dcgan.py acgan.py`); no signs in z.
+ 1. dcgan.py's networks, not deeper ones, and optimisation at higher rates (`diff dcgan.py acgan.py`); no signs in z.
  2. For -L_S, G ascends E[log P(S = real | G(z, c))], whose gradient does not vanish while D wins.
 """
 import io
