@@ -1,17 +1,37 @@
 """Data loading, device selection and grids, by value."""
+import io
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import threading
 import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 
-import matplotlib.image
+import numpy as np
 import pytest
 import torch
-from conftest import write_idx, write_mnist
+from conftest import ROOT, write_idx, write_mnist
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
+from PIL import Image
 from torchvision import datasets
 from torchvision.datasets.utils import calculate_md5
 from torchvision.utils import save_image
 
 import common
-from common import Data, batches, draw_glyphs, get_device, load_data, save_grid
+from common import (
+    Data,
+    batches,
+    draw_glyphs,
+    get_device,
+    load_data,
+    load_image,
+    load_patches,
+    save_grid,
+)
 
 
 def test_mnist_is_read_as_it_lies_there(tmp_path):
@@ -30,17 +50,21 @@ def test_auto_takes_the_mnist_that_lies_there_and_says_nothing(tmp_path, no_netw
     assert capsys.readouterr().err == ""
 
 
-def test_auto_offline_draws_glyphs_and_says_so_in_one_line(tmp_path, no_network, monkeypatch, capsys):
+def test_auto_offline_draws_glyphs_and_says_so_in_one_line(
+    tmp_path, no_network, monkeypatch, capsys
+):
     monkeypatch.setattr(common, "draw_glyphs", lambda n, seed: draw_glyphs(n // 1000, seed))
     data = load_data("auto", tmp_path)
     err = capsys.readouterr().err
     assert data.name == "glyphs" and data.images.shape == (60, 1, 28, 28)
-    assert err.count("\n") == 1 and "mnist is not under" in err and "refused" in err and "drawn digits" in err
+    assert err.count("\n") == 1 and "mnist is not under" in err
+    assert "refused" in err and "drawn digits" in err
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion", "cifar10"])
 def test_a_dataset_that_is_named_is_never_replaced(name, tmp_path, no_network):
-    with pytest.raises(OSError, match=f"{name} is not under .* could not be downloaded .*refused.* --dataset glyphs"):
+    sentence = f"{name} is not under .* could not be downloaded .*refused.* --dataset glyphs"
+    with pytest.raises(OSError, match=sentence):
         load_data(name, tmp_path)
 
 
@@ -55,7 +79,9 @@ def test_a_download_that_hangs_gives_up(tmp_path, silent_server, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"])
-@pytest.mark.parametrize("damage", [lambda content: content[:-10], lambda content: b"", lambda content: b"\x1f" * 5000])
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-10], lambda _: b"", lambda _: b"\x1f" * 5000]
+)
 def test_a_damaged_file_is_named_and_auto_does_not_hide_it(tmp_path, name, damage, no_network):
     write_mnist(tmp_path)
     path = tmp_path / "MNIST" / "raw" / name
@@ -67,7 +93,8 @@ def test_a_damaged_file_is_named_and_auto_does_not_hide_it(tmp_path, name, damag
 
 def test_labels_that_are_too_few_are_damage(tmp_path):
     write_mnist(tmp_path)
-    write_idx(tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte", torch.zeros(10, dtype=torch.uint8))
+    path = tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte"
+    write_idx(path, torch.zeros(10, dtype=torch.uint8))
     with pytest.raises(OSError, match="train-labels-idx1-ubyte is damaged"):
         load_data("mnist", tmp_path)
 
@@ -78,7 +105,9 @@ def test_fashion_mnist(tmp_path):
     assert torch.equal(data.images, images) and data.classes[0] == "T-shirt/top"
 
 
-def test_cifar10_is_turned_to_channels_first_and_its_damaged_file_is_named(tmp_path, monkeypatch, no_network):
+def test_cifar10_is_turned_to_channels_first_and_its_damaged_file_is_named(
+    tmp_path, monkeypatch, no_network
+):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     pixels = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
@@ -108,8 +137,8 @@ def test_img_size_resizes_the_whole_set(tmp_path):
 def test_folder_with_a_subfolder_per_class_is_cropped_to_the_centre(tmp_path):
     for name, colour in (("red", (1.0, 0.0, 0.0)), ("blue", (0.0, 0.0, 1.0))):
         (tmp_path / name).mkdir()
-        image = torch.zeros(3, 40, 80)
-        image[:, :, 20:60] = torch.tensor(colour)[:, None, None]  # the centre square; the sides are black
+        image = torch.zeros(3, 40, 80)  # black, but for the centre square
+        image[:, :, 20:60] = torch.tensor(colour)[:, None, None]
         save_image(image, tmp_path / name / "x.png")
     (tmp_path / "notes.txt").write_text("no image")
     data = load_data(str(tmp_path), img_size=16)
@@ -122,7 +151,8 @@ def test_flat_folder_of_grey_images_has_one_class_and_one_channel(tmp_path):
     for i in range(3):
         save_image(torch.full((1, 70, 64), i / 2), tmp_path / f"{i}.png")
     data = load_data(str(tmp_path))
-    assert data.images.shape == (3, 1, 64, 64) and data.images.float().mean((1, 2, 3)).round().tolist() == [0, 128, 255]
+    assert data.images.shape == (3, 1, 64, 64)
+    assert data.images.float().mean((1, 2, 3)).round().tolist() == [0, 128, 255]
     assert data.labels.tolist() == [0, 0, 0] and len(data.classes) == 1
     with pytest.raises(ValueError, match="no test set"):
         load_data(str(tmp_path), train=False)
@@ -139,7 +169,8 @@ def test_batches_are_the_images_in_random_order_each_once_scaled_to_plus_minus_o
     assert x.dtype == torch.float32 and x.shape == (9, 1, 2, 2)
     assert len(set(y.tolist())) == 9 and y.tolist() != sorted(y.tolist())
     assert torch.allclose(x, images[y] / 127.5 - 1, atol=1e-6)  # each image comes with its label
-    assert not torch.equal(torch.cat([y for _, y in batches(data, 3)]), y)  # another order in the next epoch
+    next_epoch = torch.cat([y for _, y in batches(data, 3)])
+    assert not torch.equal(next_epoch, y)  # in another order
     torch.manual_seed(0)
     assert torch.equal(torch.cat([y for _, y in batches(data, 3)]), y)
     white = next(batches(Data("test", images[9:], torch.zeros(1), ["a"]), 1))[0]
@@ -147,8 +178,8 @@ def test_batches_are_the_images_in_random_order_each_once_scaled_to_plus_minus_o
 
 
 @pytest.mark.parametrize("wanted, there, device, word", [
-    (False, False, "cpu", None), (True, False, "cpu", "No CUDA device"), (False, True, "cpu", "--cuda trains on it"),
-    (True, True, "cuda", None)])
+    (False, False, "cpu", None), (True, False, "cpu", "No CUDA device"),
+    (False, True, "cpu", "--cuda trains on it"), (True, True, "cuda", None)])
 def test_device(wanted, there, device, word, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert get_device(wanted).type == device
@@ -156,28 +187,94 @@ def test_device(wanted, there, device, word, monkeypatch, capsys):
     assert word in err if word else err == ""
 
 
-@pytest.mark.parametrize("labels", [{}, {"title": "title", "rows": ["one", "two"], "columns": "abc"}])
-def test_grid_is_laid_out_row_by_row(tmp_path, labels):
-    levels = torch.tensor([-1, -0.6, -0.2, 0.2, 0.6, 1])
-    save_grid(tmp_path / "grid.png", levels.view(6, 1, 1, 1).repeat(1, 1, 28, 28), 3, **labels)
-    picture = torch.tensor(matplotlib.image.imread(tmp_path / "grid.png"))[:, :, 0]
-    height, width = 2 * (2 * 30 + 2), 2 * (3 * 30 + 2)  # two dots per pixel, two pixels between two images
-    grid = picture[-8 - height:-8, -8 - width:-8]
-    for i, level in enumerate(levels):
-        top, left = 4 + 60 * (i // 3), 4 + 60 * (i % 3)
-        assert torch.allclose(grid[top:top + 56, left:left + 56], (level + 1) / 2, atol=0.01), i
-    assert (picture.shape[0] - height > 30) == bool(labels) and (picture.shape[1] - width > 30) == bool(labels)
-    if labels:
-        ink = (picture < 0.5)[: -height - 8]
-        assert ink.any(), "a title and labels above the grid"
+def read_grid(path):
+    """The dots of a picture, (H, W, 3)."""
+    return torch.from_numpy(np.array(Image.open(path)))
 
 
-def test_grid_in_colour(tmp_path):
-    image = torch.tensor([1.0, -1.0, 0.0]).view(1, 3, 1, 1).repeat(1, 1, 8, 8)
-    save_grid(tmp_path / "grid.png", image, 1)
-    picture = torch.tensor(matplotlib.image.imread(tmp_path / "grid.png"))
-    centre = picture[picture.shape[0] // 2, picture.shape[1] // 2, :3]
-    assert torch.allclose(centre, torch.tensor([1, 0, 0.5]), atol=0.01)
+LABELS = {"title": "title", "rows": ["one", "two"], "columns": "abc"}
+
+
+@pytest.mark.parametrize("labels", [{}, LABELS])
+@pytest.mark.parametrize("height, width", [(28, 28), (7, 13), (29, 32)])
+def test_grid_is_laid_out_row_by_row_to_the_dot(tmp_path, labels, height, width):
+    torch.manual_seed(0)
+    levels = torch.randint(256, (6, 3, height, width))
+    save_grid(tmp_path / "grid.png", levels / 127.5 - 1, 3, **labels)
+    picture = read_grid(tmp_path / "grid.png")
+    # two dots per pixel, two pixels between two images, a white margin of 8 dots
+    grid_height, grid_width = 2 * (2 * (height + 2) + 2), 2 * (3 * (width + 2) + 2)
+    grid = picture[-8 - grid_height : -8, -8 - grid_width : -8]
+    for i, image in enumerate(levels):
+        top, left = 4 + 2 * (height + 2) * (i // 3), 4 + 2 * (width + 2) * (i % 3)
+        for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            dots = grid[top + y :: 2, left + x :: 2][:height, :width]
+            assert torch.equal(dots, image.permute(1, 2, 0).byte()), i
+    assert (grid[:4] == 128).all() and (grid[:, :4] == 128).all()
+    assert (picture[-8:] == 255).all() and (picture[:, -8:] == 255).all()
+    ink = (picture < 128).any(-1)
+    above, beside = ink[: -8 - grid_height], ink[:, : -8 - grid_width]
+    assert above.any() == beside.any() == bool(labels)
+
+
+def test_grid_of_grey_images_and_of_fewer_than_a_row(tmp_path):
+    save_grid(tmp_path / "grid.png", torch.zeros(2, 1, 4, 4, requires_grad=True) + 2, 5)
+    assert read_grid(tmp_path / "grid.png").shape == (16 + 2 * 8, 16 + 2 * 14, 3)
+    assert (read_grid(tmp_path / "grid.png")[8 + 4 : 8 + 12, 8 + 4 : 8 + 12] == 255).all()
+
+
+def test_labels_stand_beside_what_they_name(tmp_path):
+    images = torch.ones(6, 1, 28, 28)
+    ink = {}
+    for kind, n in (("rows", 2), ("columns", 3), ("captions", 6)):
+        for i in range(n):
+            labels = [""] * n
+            labels[i] = "B"
+            save_grid(tmp_path / "grid.png", images, 3, **{kind: labels})
+            is_ink = (read_grid(tmp_path / "grid.png") < 100).all(-1)
+            ink[kind, i] = is_ink.nonzero().float().mean(0)
+    down = 2 * 30  # dots from one image to the next
+    assert ink["rows", 1] - ink["rows", 0] == pytest.approx([down, 0], abs=1)
+    assert ink["columns", 2] - ink["columns", 0] == pytest.approx([0, 2 * down], abs=1)
+    wide = 2 * 36  # captions need more room
+    assert ink["captions", 5] - ink["captions", 0] == pytest.approx([wide, 2 * wide], abs=1)
+    y, x = ink["captions", 0].tolist()
+    assert 8 < y < 8 + 16 and 8 + 16 <= x < 8 + 16 + 12  # above the image, at its left edge
+
+
+NAMES = ["$\\foo$", "$x^2$", "a_b%&#{}", "日本", "a\udcff", "\x1b\x00\t", "עברית", ""]
+
+
+def test_any_label_is_drawn(tmp_path, recwarn):
+    images = torch.zeros(len(NAMES), 1, 8, 8)
+    for kind in ("rows", "columns", "captions"):
+        n_columns = 1 if kind == "rows" else len(NAMES)
+        save_grid(tmp_path / "grid.png", images, n_columns, title=NAMES[0], **{kind: NAMES})
+    assert not recwarn.list
+
+    def picture(name):
+        save_grid(tmp_path / "grid.png", images[:1], 1, rows=[name])
+        return read_grid(tmp_path / "grid.png")
+
+    assert picture("$x$").shape[1] > picture("x").shape[1]  # the signs are drawn
+    assert torch.equal(picture("日"), picture("本")) and (picture("日") < 100).any()  # a box
+
+
+def test_a_long_row_label_is_not_cut(tmp_path):
+    save_grid(tmp_path / "grid.png", torch.zeros(1, 1, 8, 8), 1, rows=["W" * 30])
+    assert (read_grid(tmp_path / "grid.png")[:, :6] == 255).all()
+
+
+def test_a_backend_that_is_not_installed_is_no_obstacle(tmp_path):
+    """A notebook hands its own one down to the programs that it starts."""
+    code = (
+        "import torch, common; from matplotlib.figure import Figure; "
+        "common.save_grid('grid.png', torch.zeros(1, 1, 8, 8), 1, 'a title'); "
+        "common.draw_glyphs(1); Figure().savefig('figure.png')"
+    )
+    environment = {**os.environ, "MPLBACKEND": "not installed", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True)
+    assert (tmp_path / "grid.png").exists() and (tmp_path / "figure.png").exists()
 
 
 def test_glyphs_are_60000_white_digits_on_black_drawn_in_seconds():
@@ -201,10 +298,372 @@ def test_glyphs_follow_the_seed():
 
 
 def test_glyphs_are_neither_trivial_nor_impossible_to_tell_apart():
-    """On as many MNIST digits, the nearest class mean is right in 76%, this linear classifier in 79%."""
+    """On as many MNIST digits, the nearest class mean is right in 76%, the linear map in 79%."""
     (x, y), (x_test, y_test) = draw_glyphs(10000, 0), draw_glyphs(2000, 1)
     x, x_test = x.flatten(1) / 255, x_test.flatten(1) / 255
     means = torch.stack([x[y == digit].mean(0) for digit in range(10)])
     assert 0.5 < (torch.cdist(x_test, means).argmin(1) == y_test).float().mean() < 0.9
     weights = torch.linalg.solve(x.T @ x + 10 * torch.eye(784), x.T @ torch.eye(10)[y])
     assert 0.7 < ((x_test @ weights).argmax(1) == y_test).float().mean() < 0.9
+
+
+def test_every_matplotlib_has_the_faces_and_the_same_outlines():
+    """The checksum is that of matplotlib 3.9.0 and 3.11.2."""
+    checksum = 0
+    for face in common.FACES:
+        font = FontProperties(fname=str(common._font_file(face)))
+        for digit in "0123456789":
+            points = TextPath((0, 0), digit, size=10, prop=font).vertices
+            units = (points * 640).round().astype("<i4")  # outlines are in 64ths of a hundredth
+            checksum = zlib.crc32(units.tobytes(), checksum)
+    assert checksum == 501149571
+
+
+def test_patches_come_from_anywhere_in_a_photograph_at_its_scale(tmp_path):
+    across = torch.arange(512).expand(3, 512, 512) // 2
+    for name, photo in (("wide", across[:, :256]), ("high", across[:, :256].mT)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(photo.byte().permute(1, 2, 0).contiguous().numpy()).save(
+            tmp_path / name / "photo.png"
+        )
+        patches = load_patches(200, 64, tmp_path / name).float()
+        assert patches.shape == (200, 3, 64, 64)
+        change = (patches[..., -1, -1] - patches[..., 0, 0]).mean()
+        assert 31 < change < 33  # 64 of the 256 pixels of the shorter side
+        assert patches.min() < 5 and patches.max() > 250  # the ends of the longer side
+    larger = load_patches(3, 300, tmp_path / "wide").float()
+    assert larger.shape == (3, 3, 300, 300)
+    assert 125 < (larger[..., -1] - larger[..., 0]).mean() < 129  # the whole of the shorter side
+
+
+def test_patches_need_a_folder_of_sound_photographs(tmp_path):
+    with pytest.raises(ValueError, match="is not a folder of photographs"):
+        load_patches(1, 8, tmp_path / "none")
+    with pytest.raises(ValueError, match="holds no images"):
+        load_patches(1, 8, tmp_path)
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(OSError, match="a.png can't be read as an image"):
+        load_patches(1, 8, tmp_path)
+
+
+def draw(path, colour="red", size=(8, 8), **options):
+    """Save a small image of one colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
+
+
+RED_BESIDE_WHITE = [[255, 255], [0, 255], [0, 255]]  # by channel, the left and the right half
+
+
+def halves(image):
+    """The mean of each channel in the left and in the right half of (C, H, W)."""
+    return torch.stack([half.float().mean((1, 2)) for half in image.chunk(2, 2)], 1).tolist()
+
+
+def half_transparent(mode):
+    """Red beside a transparent half whose hidden colour is blue; black beside it in grey."""
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
+    image.paste((0, 0, 255, 0), (4, 0, 8, 8))
+    if mode == "P":
+        palette = Image.new("P", (8, 8), 0)
+        palette.putpalette([255, 0, 0, 0, 0, 255])
+        palette.paste(1, (4, 0, 8, 8))
+        palette.info["transparency"] = 1
+        return palette
+    if mode == "RGB":  # one colour counts as transparent
+        image = image.convert("RGB")
+        image.info["transparency"] = (0, 0, 255)
+        return image
+    return image
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "RGB"])
+def test_transparent_pixels_are_white(mode, tmp_path):
+    image = half_transparent(mode)
+    image.save(tmp_path / "a.png", transparency=image.info.get("transparency"))
+    assert halves(load_image(tmp_path / "a.png", 8)) == RED_BESIDE_WHITE
+
+
+def test_a_transparent_gif_and_a_grey_image_with_alpha(tmp_path):
+    half_transparent("P").save(tmp_path / "a.gif", transparency=1)
+    assert halves(load_image(tmp_path / "a.gif", 8)) == RED_BESIDE_WHITE
+    line_art = Image.new("LA", (8, 8), (0, 255))
+    line_art.paste((0, 0), (4, 0, 8, 8))
+    line_art.save(tmp_path / "a.png")
+    assert halves(load_image(tmp_path / "a.png", 8)) == [[0, 255]] * 3
+    half = Image.new("RGBA", (8, 8), (0, 0, 0, 51))  # a fifth of black
+    half.save(tmp_path / "b.png")
+    assert halves(load_image(tmp_path / "b.png", 8)) == [[204, 204]] * 3
+
+
+def test_transparency_is_said_once(tmp_path, capsys):
+    for i in range(3):
+        half_transparent("RGBA").save(tmp_path / f"{i}.png")
+    Image.new("RGBA", (8, 8), "red").save(tmp_path / "opaque.png")
+    load_data(tmp_path, img_size=8)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.startswith("3 images have transparent pixels")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm", "float.tif"])
+def test_grey_of_more_than_8_bits_is_scaled_by_its_range(name, tmp_path):
+    levels = np.tile(np.array([0, 16448, 32896, 65535]), (4, 1))
+    if name == "float.tif":
+        Image.fromarray((levels / 65535).astype(np.float32)).save(tmp_path / name)
+    else:
+        Image.fromarray(levels.astype(np.uint16)).save(tmp_path / name)
+    image = load_image(tmp_path / name, 4)
+    assert image.shape == (3, 4, 4) and (image == torch.tensor([0, 64, 128, 255])).all()
+    assert load_data(tmp_path, img_size=4).images.shape == (1, 1, 4, 4)  # grey
+
+
+@pytest.mark.parametrize("pixels", [
+    np.array([[0, 200]], np.float32), np.array([[np.nan, 1]], np.float32),
+    np.array([[0, 70000]], np.int32)])
+def test_grey_of_an_unknown_range_is_refused(pixels, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    with pytest.raises(OSError, match=r"a.tif can't be read as an image \(its pixels are"):
+        load_image(tmp_path / "a.tif", 1)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation, first_row, first_column", [
+    (1, "top", "left"), (2, "top", "right"), (3, "bottom", "right"), (4, "bottom", "left"),
+    (5, "left", "top"), (6, "right", "top"), (7, "right", "bottom"), (8, "left", "bottom")])
+def test_images_are_turned_upright(orientation, first_row, first_column, suffix, tmp_path):
+    """The table is that of the EXIF standard: where the first row and column are to be seen."""
+    upright = np.zeros((16, 16, 3), np.uint8)
+    upright[:8, :8], upright[:8, 8:], upright[8:, :8] = 80, 160, 240
+    stored = upright if first_row in ("top", "bottom") else upright.transpose(1, 0, 2)
+    stored = stored[::-1] if first_row in ("bottom", "right") else stored
+    stored = stored[:, ::-1] if first_column in ("bottom", "right") else stored
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, quality=95)
+    quarters = load_image(path, 16)[0, 4::8, 4::8]
+    assert (quarters.float() - torch.tensor([[80, 160], [240, 0]])).abs().max() < 8
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\x05\0cut"])
+def test_damaged_exif_data_does_not_spoil_an_image(exif, tmp_path, capsys):
+    draw(tmp_path / "a.png", exif=exif)
+    assert halves(load_data(tmp_path, img_size=8).images[0]) == [[255, 255], [0, 0], [0, 0]]
+    assert capsys.readouterr().err == ""
+
+
+def test_cmyk_and_animations(tmp_path):
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
+    assert (load_image(tmp_path / "a.jpg", 8)[:, 0, 0] - torch.tensor([250, 0, 0])).abs().max() < 9
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    for name in ("b.gif", "b.webp", "b.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        assert load_image(tmp_path / name, 8)[:, 4, 4].tolist() == [255, 0, 0]  # the first frame
+
+
+def test_a_very_long_image_shows_its_centre(tmp_path):
+    image = Image.new("RGB", (40000, 4), "red")
+    image.paste("blue", (19998, 0, 20002, 4))
+    image.save(tmp_path / "a.png")
+    centre = load_image(tmp_path / "a.png", 64)[:, :, 16:48]
+    assert halves(centre) == [[0, 0], [0, 0], [255, 255]]
+
+
+def test_whatever_pillow_opens_is_an_image_and_the_rest_is_counted(tmp_path, capsys):
+    kinds = ["png", "gif", "jfif", "bmp", "JPG", "webp", "tiff", "ppm", "tga", "ico"]
+    for kind in kinds:
+        draw(tmp_path / f"{kind}.{kind}")
+    for name in ("notes.txt", "labels.csv", "film.mpg", "no_ending"):
+        (tmp_path / name).write_text("no image")
+    draw(tmp_path / ".hidden.png")
+    draw(tmp_path / ".thumbnails" / "a.png")
+    assert len(load_data(str(tmp_path), img_size=8).images) == len(kinds)
+    out = capsys.readouterr().out
+    expected = f"{tmp_path}: 10 images of 3x8x8; left out: 4 files that are not images\n"
+    assert out == expected
+
+
+def test_a_linked_class_folder_is_followed_and_a_circle_is_not(tmp_path):
+    draw(tmp_path / "elsewhere" / "deep" / "a.png", "blue")
+    draw(tmp_path / "set" / "red" / "a.png")
+    (tmp_path / "set" / "blue").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "red" / "up").symlink_to(tmp_path / "set")
+    (tmp_path / "elsewhere" / "itself").symlink_to(tmp_path / "elsewhere")
+    data = load_data(tmp_path / "set", img_size=8)
+    assert data.classes == ["blue", "red"] and data.labels.tolist() == [0, 1]
+    assert data.images[0, :, 0, 0].tolist() == [0, 0, 255]
+
+
+def test_a_loose_image_beside_class_folders_is_left_out(tmp_path, capsys):
+    draw(tmp_path / "zebra" / "a.png")
+    draw(tmp_path / "ant" / "a.png", "blue")
+    draw(tmp_path / "preview.png")
+    data = load_data(str(tmp_path), img_size=8)
+    assert data.classes == ["ant", "zebra"] and data.labels.tolist() == [0, 1]
+    assert capsys.readouterr().out == (
+        f'{tmp_path}: 2 images of 3x8x8; 2 classes: 0 "ant" 1, 1 "zebra" 1; '
+        "left out: 1 image beside the class folders\n"
+    )
+
+
+@pytest.mark.parametrize("test_name", ["test", "val"])
+def test_a_folder_with_a_training_and_a_test_set(test_name, tmp_path, capsys):
+    for name in ("ant", "bee", "cat"):
+        draw(tmp_path / "train" / name / "a.png", "red")
+    draw(tmp_path / test_name / "bee" / "a.png", "blue")
+    draw(tmp_path / test_name / "cat" / "a.png", "blue")
+    (tmp_path / "LICENSE").write_text("no image")
+    train, test = (load_data(tmp_path, img_size=8, train=part) for part in (True, False))
+    assert train.classes == test.classes == ["ant", "bee", "cat"]
+    assert train.labels.tolist() == [0, 1, 2] and test.labels.tolist() == [1, 2]
+    assert train.images[:, 0].min() == 255 and test.images[:, 0].max() == 0
+    left_out = f"left out: 1 file or folder beside train and {test_name}\n"
+    assert capsys.readouterr().out.endswith(left_out)
+    draw(tmp_path / test_name / "dog" / "a.png")
+    with pytest.raises(ValueError, match='has "dog", which is not a class of'):
+        load_data(tmp_path, train=False)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    draw(tmp_path / "train" / "a.png")
+    draw(tmp_path / "bus" / "a.png")
+    (tmp_path / "test").mkdir()  # holds no images: not a test set
+    assert load_data(tmp_path, img_size=8).classes == ["bus", "train"]
+    with pytest.raises(ValueError, match="no test set"):
+        load_data(tmp_path, train=False)
+
+
+def test_all_damaged_files_are_named_at_once(tmp_path, monkeypatch):
+    draw(tmp_path / "sound.png")
+    draw(tmp_path / "cut.png", size=(80, 80))
+    content = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(OSError, match=r"cut.png can't be read .*; take it out of the folder\.$"):
+        load_data(tmp_path)
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    draw(tmp_path / "huge.png", size=(300, 300))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10000)
+    with pytest.raises(OSError, match="3 of 4 files can't be read") as error:
+        load_data(tmp_path)
+    message = str(error.value)
+    assert all(name in message for name in ("cut.png", "gone.png", "huge.png"))
+    assert "\n" not in message and "sound.png" not in message
+    for i in range(20, 40):
+        (tmp_path / f"{i}.png").write_bytes(b"")
+    with pytest.raises(OSError, match=r"23 of 24 files .*29\.png.*and 13 more\.$") as error:
+        load_data(tmp_path)
+    assert "30.png" not in str(error.value)
+
+
+def test_a_check_comes_before_the_images_are_decoded(tmp_path, no_network):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "damaged.png").write_bytes(b"")
+    seen = []
+
+    def refuse(n_images, classes):
+        seen.append((n_images, classes))
+        raise ValueError("too few")
+
+    write_mnist(tmp_path / "data")
+    places = (tmp_path, ""), ("glyphs", ""), ("auto", tmp_path), ("mnist", tmp_path / "data")
+    for dataset, data_dir in places:
+        with pytest.raises(ValueError, match="too few"):
+            load_data(dataset, data_dir, check=refuse)
+    digits = list("0123456789")
+    assert seen == [(1, ["a"]), (60000, digits), (60000, digits), (200, digits)]
+
+
+@pytest.mark.parametrize("dataset, img_size, sentence", [
+    ("", None, "the dataset is empty"), ("FOLDER", 0, "image size must be positive, not 0"),
+    ("FOLDER", -4, "image size must be positive, not -4"), ("no_such", None, "is neither auto")])
+def test_what_is_asked_for_is_checked_first(dataset, img_size, sentence, tmp_path):
+    (tmp_path / "damaged.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=sentence):
+        load_data(tmp_path if dataset == "FOLDER" else dataset, img_size=img_size)
+
+
+def test_the_line_about_the_data(tmp_path, capsys):
+    write_mnist(tmp_path)
+    data = load_data("mnist", tmp_path)
+    counts = torch.bincount(data.labels).tolist()
+    classes = ", ".join(f'{i} "{i}" {n}' for i, n in enumerate(counts))
+    assert capsys.readouterr().out == f"mnist: 200 images of 1x28x28; 10 classes: {classes}\n"
+    for i in range(14):
+        draw(tmp_path / "set" / f"c{i:02}" / "a.png")
+    load_data(tmp_path / "set", img_size=8)
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and out.endswith('; 14 classes: ' + ", ".join(
+        f'{i} "c{i:02}" 1' for i in range(12)) + ", ...\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_the_line_can_be_printed_whatever_the_classes_are_called(encoding, tmp_path, monkeypatch):
+    for name in (b"\xff", "日本".encode(), b"a\nb", b"\x1b[31m"):
+        draw(tmp_path / os.fsdecode(name) / "a.png")
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    data = load_data(tmp_path, img_size=8)
+    stdout.flush()
+    line = stdout.buffer.getvalue().decode(encoding)
+    assert len(data.classes) == 4 and line.count("\n") == 1 and "\x1b" not in line
+    assert '"a\\nb" 1' in line and '"\\udcff" 1' in line
+    assert ("日本" in line) == (encoding == "utf-8")
+
+
+def test_a_closed_standard_output_is_no_obstacle(tmp_path, monkeypatch):
+    draw(tmp_path / "a.png")
+    monkeypatch.setattr(sys, "stdout", None)
+    assert len(load_data(tmp_path, img_size=8).images) == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_live_count_on_a_terminal(tmp_path, monkeypatch):
+    for i in range(70):
+        draw(tmp_path / f"{i}.png")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    load_data(tmp_path, img_size=8)
+    *counts, last = sys.stdout.getvalue().split("\r")
+    assert counts[:3] == ["", "0 of 70 images", "64 of 70 images"]
+    assert not counts[3].strip() and len(counts[3]) >= len(counts[2])  # wiped out
+    assert last.startswith(f"{tmp_path}: 70 images")
+
+
+def test_ctrl_c_does_not_wait_for_the_rest_of_a_folder(tmp_path, monkeypatch):
+    for i in range(300):
+        (tmp_path / f"{i}.png").touch()
+
+    def slow(path):
+        time.sleep(0.05)
+        return Image.new("RGB", (8, 8)), False
+
+    monkeypatch.setattr(common, "_open_image", slow)
+    monkeypatch.setattr(common, "ThreadPoolExecutor", lambda: ThreadPoolExecutor(1))
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        load_data(tmp_path)
+    assert time.monotonic() - start < 5  # all would take 15 s
+
+
+def test_mnist_files_one_level_off_are_pointed_out(tmp_path, no_network, monkeypatch, capsys):
+    monkeypatch.setattr(common, "draw_glyphs", lambda n, seed: draw_glyphs(n // 1000, seed))
+    with pytest.raises(OSError, match="put its files") as error:
+        load_data("mnist", tmp_path / "empty")
+    assert "expected" not in str(error.value)
+    write_mnist(tmp_path)
+    expected = tmp_path / "MNIST" / "raw"
+    for folder in (tmp_path / "MNIST", tmp_path / "raw", tmp_path):
+        folder.mkdir(exist_ok=True)
+        for path in sorted(tmp_path.rglob("*-ubyte")):
+            path.rename(folder / path.name)
+        sentence = f"the files in {folder} are expected in {expected}"
+        with pytest.raises(OSError) as error:
+            load_data("mnist", tmp_path)
+        assert sentence in str(error.value)
+        assert load_data("auto", tmp_path).name == "glyphs"
+        assert sentence in capsys.readouterr().err
