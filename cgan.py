@@ -1,21 +1,33 @@
-"""Conditional GAN: both networks are told the class y of the image, so that one can ask G for a class.
+"""Conditional GAN: both networks are given the class y, so that G draws what it is asked for.
 
-Mirza and Osindero 2014, arXiv:1411.1784. With s the raw score of D and D(x|y) = sigmoid(s(x, y)), D ascends (eq. 2)
-V(D, G) = E_x[log D(x|y)] + E_z[log(1 - D(G(z|y)|y))], G descends it. y is one-hot beside z, constant planes beside x.
-    python cgan.py --resume runs/cgan/checkpoint.pt --digit 5    # a trained network's images of class 5
-Measured on MNIST (README): 55 s an epoch on two cores, torch 2.14; Frechet distance 0.18 after 10 epochs, torch 2.15.
+Mirza and Osindero 2014, arXiv:1411.1784. With s the raw score of D and D(x|y) = sigmoid(s(x, y)), D
+ascends and G descends (eq. 2)
+    V(D, G) = E_x[log D(x|y)] + E_z[log(1 - D(G(z|y)|y))].
+G reads y beside z, as a one-hot vector. D reads it beside x, as planes: one for each class, all 1
+for the class y and all 0 for the others.
+
+    python cgan.py                            # MNIST, or drawn digits when offline
+    python cgan.py --dataset FOLDER           # your own pictures, in a subfolder for each class
+    python cgan.py --resume runs/cgan/checkpoint.pt --digit 5       # a trained network's fives
+
+Parent: dcgan.py. `diff dcgan.py cgan.py` shows what the paper adds: y in both networks.
+
 Departures from the paper:
- 1. dcgan.py's networks, not perceptrons, and its optimisation at higher rates (`diff dcgan.py cgan.py`); no signs in z.
- 2. G ascends E_z[log D(G(z|y)|y)] instead, whose gradient does not vanish while D wins.
+ 1. The networks, the learning rates and the averaging are those of dcgan.py, not perceptrons with
+    maxout and dropout.
+ 2. G ascends E_z[log D(G(z|y)|y)], whose gradient does not vanish while D wins.
 """
-import io
+import itertools
+import math
+import os
+import shlex
+import shutil
 import sys
 import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -25,224 +37,454 @@ SCRIPT = Path(__file__).stem
 
 
 def parse_args(argv=None, saved=None):
-    """The options; one that argv does not give has its saved value or, without one, its default."""
-    parser = ArgumentParser(SCRIPT, description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"{SCRIPT}: {message}\n")
+    """Parse the command line; what it leaves out has its saved value or else its default."""
+    parser = ArgumentParser(
+        prog=f"{SCRIPT}.py",
+        usage="%(prog)s [options]",
+        description="Train a conditional GAN.",
+        formatter_class=ArgumentDefaultsHelpFormatter,
+    )
     add = parser.add_argument
     add("--n_epochs", type=int, default=10, help="passes over the data")
     add("--batch_size", type=int, default=64, help="images per step")
-    add("--lr_g", type=float, default=2e-3, help="Adam: learning rate of the generator")
-    add("--lr_d", type=float, default=8e-4, help="Adam: learning rate of the discriminator")
-    add("--b1", type=float, default=0.5, help="Adam: decay of the gradients' running mean")
-    add("--b2", type=float, default=0.999, help="Adam: decay of their squares' running mean")
+    add("--lr_g", type=float, default=4e-4, help="Adam: learning rate of the generator")
+    add("--lr_d", type=float, default=4e-4, help="Adam: learning rate of the discriminator")
+    add("--b1", type=float, default=0.5, help="Adam: decay of the running mean of the gradients")
+    add("--b2", type=float, default=0.999, help="Adam: decay of the running mean of their squares")
     add("--latent_dim", type=int, default=100, help="dimension of z")
-    add("--img_size", type=int, help="side of the images (None: the dataset's own, 64 for a folder)")
-    add("--dataset", default="auto", help="auto, mnist, fashion, cifar10, glyphs or a folder of images")
-    add("--data_dir", default="data", help="where the datasets lie, or are downloaded to")
-    add("--sample_interval", type=int, default=500, help="steps between two printed lines and grids")
-    add("--out_dir", default=f"runs/{SCRIPT}", help="folder of the run; -2, -3, ... is added when one lies there")
-    add("--resume", metavar="CHECKPOINT", help="go on with this run, its options and its folder")
+    add("--width", type=int, default=32, help="channels at half the side of the image")
+    add("--img_size", type=int, help="side of the images (None: that of the dataset)")
+    add("--dataset", default="auto",
+        help="auto, mnist, fashion, cifar10, glyphs or a folder of images")
+    add("--data_dir", default="data", help="directory of the downloaded datasets")
+    add("--sample_interval", type=int, default=500,
+        help="steps from one grid to the next, and at least from one checkpoint to the next")
+    add("--out_dir",
+        help="folder of the run; -2, -3, ... is appended if it already holds one "
+        "(None: runs/SCRIPT or, with --resume, the folder of the checkpoint)")
+    add("--resume", metavar="CHECKPOINT",
+        help="continue this run with its options, except those given here")
     add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
     add("--cuda", action="store_true", help="train on a CUDA device")
-    add("--digit", type=int, default=-1, help="index of the class to draw; -1: a row of each")
+    add("--bf16", action="store_true",
+        help="compute in bfloat16: faster on a GPU, or a CPU with bfloat16 instructions")
+    add("--digit", type=int, help="the class to draw, by its index (None: a row of each)")
     return parser.parse_args(argv, Namespace(**saved or {}))
 
 
-class Generator(nn.Module):
-    """z (N, latent_dim), y (N,) -> images (N, C, H, H) in [-1, 1]; H is a multiple of 4, else ValueError."""
+def architecture(img_shape, width):
+    """Lay out G and D: feature maps and the units of a dense hidden layer, 0 for none.
 
-    def __init__(self, latent_dim, img_shape, n_classes, width=32, hidden=512):
+    The maps are a list of (channels, side) that starts with the image. Each level halves the side,
+    rounded up, and doubles the channels, up to 8 * width: for (3, 64, 64) and a width of 32
+    [(3, 64), (32, 32), (64, 16), (128, 8), (256, 4)].
+    """
+    channels, side = img_shape[0], img_shape[-1]
+    # the authors have two networks: for MNIST down to 7x7 and then dense, for larger images to 4x4
+    smallest, hidden = (7, 512) if side < 32 else (4, 0)
+    maps = [(channels, side)]
+    channels = width
+    while side > smallest:
+        side = (side + 1) // 2
+        maps.append((channels, side))
+        channels = min(2 * channels, 8 * width)
+    return maps, hidden
+
+
+def kernel_size(side):
+    """Return the kernel that, at stride 2 and padding 1, halves this side, rounded up."""
+    return 3 if side % 2 else 4
+
+
+class Generator(nn.Module):
+    """z (N, latent_dim), labels y (N,) -> images (N, C, H, H) in [-1, 1]."""
+
+    def __init__(self, latent_dim, img_shape, classes, width):
         super().__init__()
-        self.latent_dim, self.n_classes, channels, side = latent_dim, n_classes, img_shape[0], img_shape[-1]
-        if side % 4:
-            raise ValueError(f"the side of the images must be a multiple of 4, not {side}: choose one with --img_size.")
-        self.layers = nn.Sequential(
-            nn.Linear(latent_dim + n_classes, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
-            nn.Linear(hidden, 2 * width * (side // 4) ** 2),
-            nn.Unflatten(1, (2 * width, side // 4, side // 4)), nn.BatchNorm2d(2 * width), nn.ReLU(),
-            nn.ConvTranspose2d(2 * width, width, 4, 2, 1), nn.BatchNorm2d(width), nn.ReLU(),  # (N, width, H/2, H/2)
-            nn.ConvTranspose2d(width, channels, 4, 2, 1), nn.Tanh(),  # (N, C, H, H)
-        )
-        for name, p in self.named_parameters():  # as the authors: gains from N(1, 0.02), biases 0
-            nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
+        self.latent_dim = latent_dim
+        self.classes = classes
+        self.config = {
+            "latent_dim": latent_dim, "img_shape": img_shape, "classes": classes, "width": width,
+        }
+        maps, hidden = architecture(img_shape, width)
+        n_features = latent_dim + len(classes)
+        layers = []
+        if hidden:
+            layers += [nn.Linear(n_features, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
+            n_features = hidden
+        channels, side = maps[-1]
+        layers += [
+            nn.Linear(n_features, channels * side * side),
+            nn.Unflatten(1, (channels, side, side)),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+        ]
+        for (n_in, _), (n_out, side) in itertools.pairwise(reversed(maps)):  # 7 -> 14 -> 28
+            layers += [
+                nn.ConvTranspose2d(n_in, n_out, kernel_size(side), stride=2, padding=1),
+                nn.BatchNorm2d(n_out),
+                nn.ReLU(),
+            ]
+        layers[-2:] = [nn.Tanh()]  # the output has no batch normalisation and no ReLU
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, z, y):
-        return self.layers(torch.cat([z, nn.functional.one_hot(y, self.n_classes)], 1))
+        one_hot = nn.functional.one_hot(y, len(self.classes))
+        return self.layers(torch.cat([z, one_hot], 1))
 
 
 class Discriminator(nn.Module):
-    """Images (N, C, H, H), y (N,) -> raw scores s (N, 1); sigmoid(s) is the probability that the image is real."""
+    """Images (N, C, H, H), labels y (N,) -> raw scores s (N, 1); sigmoid(s) is D(x|y)."""
 
-    def __init__(self, img_shape, n_classes, width=32, hidden=512):
+    def __init__(self, img_shape, n_classes, width):
         super().__init__()
+        maps, hidden = architecture(img_shape, width)
         self.n_classes = n_classes
-        self.layers = nn.Sequential(
-            nn.Conv2d(img_shape[0] + n_classes, width, 4, 2, 1), nn.LeakyReLU(0.2),  # (N, width, H/2, H/2)
-            nn.Conv2d(width, 2 * width, 4, 2, 1), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2), nn.Flatten(),
-            nn.Linear(2 * width * (img_shape[-1] // 4) ** 2, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2),
-            nn.Linear(hidden, 1),
-        )
-        for name, p in self.named_parameters():  # as the authors: gains from N(1, 0.02), biases 0
-            nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
+        maps[0] = (img_shape[0] + n_classes, img_shape[-1])  # the planes of y beside the image
+        layers = []
+        for (n_in, side), (n_out, _) in itertools.pairwise(maps):  # 28 -> 14 -> 7
+            layers += [
+                nn.Conv2d(n_in, n_out, kernel_size(side), stride=2, padding=1),
+                nn.BatchNorm2d(n_out),
+                nn.LeakyReLU(0.2),
+            ]
+        del layers[1]  # the input has no batch normalisation
+        layers += [nn.Flatten()]
+        channels, side = maps[-1]
+        n_features = channels * side * side
+        if hidden:
+            layers += [nn.Linear(n_features, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2)]
+            n_features = hidden
+        self.features = nn.Sequential(*layers)
+        self.score = nn.Linear(n_features, 1)
 
     def forward(self, x, y):
-        planes = nn.functional.one_hot(y, self.n_classes).to(x)[:, :, None, None].expand(-1, -1, *x.shape[2:])
-        return self.layers(torch.cat([x, planes], 1))  # (N, C + n_classes, H, H)
+        one_hot = nn.functional.one_hot(y, self.n_classes).to(x.dtype)
+        planes = one_hot[:, :, None, None].expand(-1, -1, *x.shape[2:])  # (N, n_classes, H, H)
+        h = self.features(torch.cat([x, planes], 1))
+        return self.score(h).float()  # float32, even with --bf16: the losses need it
+
+
+def weights_init(module):
+    """Draw weights from N(0, 0.02) (section 4) and, as the authors' code, gains from N(1, 0.02)."""
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
 
 
 def discriminator_loss(s_real, s_fake, args):
-    """-E[log D(x)] - E[log(1 - D(G(z)))] from raw scores (N, 1): -log D = softplus(-s), -log(1 - D) = softplus(s)."""
+    """-E[log D(x|y)] - E[log(1 - D(G(z|y)|y))] from raw scores (N, 1).
+
+    With D = sigmoid(s), -log D = softplus(-s) and -log(1 - D) = softplus(s): no logarithm of 0.
+    """
     return nn.functional.softplus(-s_real).mean() + nn.functional.softplus(s_fake).mean()
 
 
 def generator_loss(s_fake, args):
-    """-E[log D(G(z))] from the raw scores (N, 1) of generated images."""
+    """-E[log D(G(z|y)|y)] from the raw scores (N, 1) of generated images."""
     return nn.functional.softplus(-s_fake).mean()
 
 
 def train_step(G, D, opt_G, opt_D, x, y, args):
-    """A step of D, one of G on images x (N, C, H, W), labels y (N,). Returns losses and mean raw scores, detached."""
+    """Update D, then G, on images x (N, C, H, H) and their labels y (N,).
+
+    Returns the losses and the mean raw scores by name, as detached scalars on the device.
+    """
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     fake = G(z, y)
 
-    # (1) Update D: score x up and G(z) down. G is detached, so this step leaves it alone.
-    s_real, s_fake = D(x, y), D(fake.detach(), y)
+    # (1) Update D: ascend log D(x|y) + log(1 - D(G(z|y)|y)). detach() leaves G alone.
+    s_real = D(x, y)
+    s_fake = D(fake.detach(), y)
     loss_D = discriminator_loss(s_real, s_fake, args)
     opt_D.zero_grad()
     loss_D.backward()
     opt_D.step()
 
-    # (2) Update G: have the new D score the same G(z) up. inputs= spares the gradients of D, which nobody needs here.
+    # (2) Update G: ascend log D(G(z|y)|y) with the new D.
+    # inputs= skips the gradients of D's weights.
     loss_G = generator_loss(D(fake, y), args)
     opt_G.zero_grad()
     loss_G.backward(inputs=list(G.parameters()))
     opt_G.step()
+
     values = {"loss_D": loss_D, "loss_G": loss_G, "s(x)": s_real.mean(), "s(G(z))": s_fake.mean()}
     return {name: value.detach() for name, value in values.items()}
 
 
+def running_average(average, weight, n):
+    """Average a weight of G over about the last tenth of n steps, at most over the last 500."""
+    share = (10 / (n + 10)).clamp(min=1 / 500)  # a tensor, as n is: int(n) would wait for the GPU
+    return average + (weight - average) * share
+
+
+def classes_to_draw(n_classes, args):
+    """Choose the classes of a picture: --digit, or all, or 20 of more, from first to last."""
+    if args.digit is not None:
+        return torch.tensor([args.digit])
+    return torch.linspace(0, n_classes - 1, min(n_classes, 20)).round().long()
+
+
+def real_images(data, args):
+    """Pick 10 images of each class as save_grid's arguments: a row for each class."""
+    classes = classes_to_draw(len(data.classes), args).tolist()
+    index = []
+    for k in classes:
+        members = (data.labels == k).nonzero()[:, 0].tolist()
+        index += [members[i % len(members)] for i in range(10)]  # a small class repeats
+    rows = [data.classes[k] for k in classes]
+    return {"images": data.images[index] / 127.5 - 1, "n_columns": 10, "rows": rows}
+
+
 @torch.no_grad()
 def sample(G, D, args):
-    """The picture, as save_grid's arguments: a row for each class (or for --digit), a z for each column."""
-    device, training = next(G.parameters()).device, G.training
-    classes = torch.arange(G.n_classes) if args.digit < 0 else torch.tensor([args.digit])
+    """Draw a row for each class, with the same ten z in each, as save_grid's arguments."""
+    device = next(G.parameters()).device
     z = torch.randn(10, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
-    images = G.eval()(z.repeat(len(classes), 1).to(device), classes.repeat_interleave(10).to(device))
-    G.train(training)
-    return {"images": images, "n_columns": 10, "rows": [args.classes[k] for k in classes]}
+    classes = classes_to_draw(len(G.classes), args)
+    images = G(z.repeat(len(classes), 1).to(device), classes.repeat_interleave(10).to(device))
+    return {"images": images, "n_columns": 10, "rows": [G.classes[k] for k in classes]}
 
 
-def setup(args, device):
-    """The data, and the arguments of the two networks that fit it."""
-    data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed)
-    args.classes, config = data.classes, {"img_shape": tuple(data.images.shape[1:]), "n_classes": len(data.classes)}
-    if len(data.classes) < 2 or not -1 <= args.digit < len(data.classes):
-        raise ValueError(f"{data.name} has classes 0 to {len(data.classes) - 1}: it takes two, and --digit from them.")
-    return data, {"latent_dim": args.latent_dim, **config}, config
+def build(args, device):
+    """Load the data, and make G and D for the shape of its images."""
+
+    def check(n_images, classes):
+        if args.batch_size > n_images:
+            raise ValueError(f"--batch_size {args.batch_size} is more than the {n_images} images.")
+        if len(classes) < 2:
+            raise ValueError(f"{args.dataset} has one class; a subfolder for each makes more.")
+        if args.digit is not None and not 0 <= args.digit < len(classes):
+            raise ValueError(f"--digit must be from 0 to {len(classes) - 1}, not {args.digit}.")
+
+    data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed, check=check)
+    img_shape = tuple(data.images.shape[1:])
+    G = Generator(args.latent_dim, img_shape, data.classes, args.width)
+    D = Discriminator(img_shape, len(data.classes), args.width)
+    return data, G.apply(weights_init).to(device), D.apply(weights_init).to(device)
+
+
+def check_args(args):
+    """Raise ValueError for a value that no run can have."""
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--{name} must be a finite number, not {value}.")
+    at_least = {
+        "n_epochs": 1, "batch_size": 2, "lr_g": 0, "lr_d": 0, "b1": 0, "b2": 0, "latent_dim": 1,
+        "width": 1, "img_size": 8, "sample_interval": 1, "seed": 0,
+    }
+    for name, minimum in at_least.items():
+        value = getattr(args, name, None)
+        if value is not None and value < minimum:
+            raise ValueError(f"--{name} must be at least {minimum}, not {value}.")
+    for name, limit in {"b1": 1, "b2": 1, "seed": 2**32}.items():
+        if getattr(args, name) >= limit:
+            raise ValueError(f"--{name} must be less than {limit}, not {getattr(args, name)}.")
+
+
+def check_finite(G, D):
+    """Raise ValueError if a weight is no longer a finite number."""
+    if not all(weight.isfinite().all() for weight in (*G.parameters(), *D.parameters())):
+        raise ValueError("the training has diverged; lower --lr_g or --lr_d")
+
+
+def new_folder(args):
+    """Claim the folder of the run: that of the checkpoint that it continues, or a new one."""
+    if args.resume and not args.out_dir and Path(args.resume).name == "checkpoint.pt":
+        folder = Path(args.resume).parent
+        (folder / "losses.csv").open("a").close()  # if it can't be written, fail now
+        return folder
+    wanted = Path(args.out_dir or f"runs/{SCRIPT}")
+    for i in itertools.count(1):
+        folder = wanted if i == 1 else Path(f"{wanted}-{i}")
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / "losses.csv").open("x").close()
+            return folder
+        except FileExistsError:  # it belongs to another run, perhaps one that started just now
+            continue
+
+
+def save_checkpoint(path, state, data, args, progress):
+    """Write what --resume and load_generator need; the file is whole at any moment."""
+    checkpoint = {
+        "script": SCRIPT,
+        "args": vars(args) | {"dataset": data.name},  # not auto, which may find other data later
+        "classes": data.classes,
+        "config_G": state["G"].config,
+        "rng": torch.get_rng_state(),
+        "rng_cuda": torch.cuda.get_rng_state_all() if args.cuda else [],
+        **progress,
+    }
+    for name in ("folder", "out_dir", "resume"):  # the place of a run is not part of it
+        del checkpoint["args"][name]
+    for name, part in state.items():
+        checkpoint[name] = part.state_dict()
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path):
-    """A checkpoint of this script, on the CPU. Raises ValueError when the file is none."""
+    """Read a checkpoint of this script onto the CPU; raise ValueError if the file is not one."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if checkpoint["script"] != SCRIPT:
-            raise ValueError(f"it is one of {checkpoint['script']}")
+        script = checkpoint["script"]
     except Exception as error:  # torch.load answers a damaged or foreign file in a dozen ways
-        raise ValueError(f"{path} is no checkpoint of {SCRIPT}: {str(error).partition(chr(10))[0]}.") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is not a checkpoint of {SCRIPT}.py: {reason}") from error
+    if script != SCRIPT:
+        raise ValueError(f"{path} is not a checkpoint of {SCRIPT}.py but of {script}.py.")
     return checkpoint
 
 
+def restore(saved, state, data, args):
+    """Put networks, optimizers and random state back; raise ValueError if they do not fit."""
+    if saved["classes"] != data.classes:
+        raise ValueError(f"{args.resume} was trained on other classes than {args.dataset} has.")
+    for name, value in state["G"].config.items():
+        if saved["config_G"][name] != value:
+            raise ValueError(f"{args.resume} has {name} {saved['config_G'][name]}, not {value}.")
+    for name, part in state.items():
+        part.load_state_dict(saved[name])
+    for name in ("opt_G", "opt_D"):
+        state[name].param_groups[0]["betas"] = (args.b1, args.b2)  # perhaps new ones
+    torch.set_rng_state(saved["rng"])
+    torch.cuda.set_rng_state_all(saved["rng_cuda"][: torch.cuda.device_count()])
+
+
 def load_generator(path):
-    """The trained generator of a checkpoint, in eval mode, on the CPU."""
+    """Load the trained generator of a checkpoint: the running average, in eval mode, on the CPU."""
     checkpoint = load_checkpoint(path)
     G = AveragedModel(Generator(**checkpoint["config_G"]))
-    G.load_state_dict(checkpoint["average"])
+    G.load_state_dict(checkpoint["G_avg"])
     return G.module.eval()
 
 
-def write_losses(folder, names, rows):
-    """losses.csv, and its columns as the curves of losses.png."""
-    (folder / "losses.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in [names, *rows]))
+def save_losses(folder, names, rows):
+    """Write losses.csv, and draw its columns against the step as losses.png."""
+    from matplotlib.figure import Figure  # here: common.py makes the import safe in a notebook
+
+    lines = [",".join(map(str, row)) for row in [["epoch", "step", *names], *rows]]
+    (folder / "losses.csv").write_text("\n".join(lines) + "\n")
     axes = Figure(figsize=(8, 5), layout="constrained").subplots()
-    axes.plot([row[1] for row in rows], [row[2:] for row in rows], marker=".", label=names[2:])
-    axes.legend(title="against the step")
+    steps = [row[1] for row in rows]
+    for i, name in enumerate(names):
+        axes.plot(steps, [row[2 + i] for row in rows], marker=".", label=name)
+    axes.set_xlabel("step")
+    axes.legend()
     axes.figure.savefig(folder / "losses.png")
 
 
-def main(argv=None):
-    """One run: train for n_epochs and leave grids, losses and a checkpoint in a folder of its own."""
-    args, saved, done, rows, recent = parse_args(argv), None, 0, [], []
-    try:
-        if args.resume:
-            saved = load_checkpoint(args.resume)
-            args = parse_args(argv, saved["args"])
-        if min(args.n_epochs, args.latent_dim, args.sample_interval, args.batch_size - 1) < 1:
-            raise ValueError("--batch_size must be at least 2; --n_epochs, --latent_dim and --sample_interval, 1.")
-        device = get_device(args.cuda)
-        torch.manual_seed(args.seed)
-        data, config_G, config_D = setup(args, device)
-        if args.batch_size > len(data.images):
-            raise ValueError(f"--batch_size {args.batch_size} is more than the {len(data.images)} images.")
-        G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
-        opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
-        opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
-        average = AveragedModel(G, use_buffers=True,  # of about the last tenth of the steps, 500 at most
-                                avg_fn=lambda old, new, n: old.float().lerp_(new.float(), (10 / (n + 10)).clamp(0.002)))
-        parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "average": average}
-        if saved:
-            for name, part in parts.items():
-                part.load_state_dict(saved[name])
-            done, rows = saved["epoch"], saved["rows"]
-            torch.set_rng_state(saved["rng"])
-            torch.cuda.set_rng_state_all(saved["cuda"][:torch.cuda.device_count()])
-        folder, i = Path(args.resume).parent if saved else Path(args.out_dir), 2
-        while not saved and (folder / "losses.csv").exists():
-            folder, i = Path(f"{Path(args.out_dir)}-{i}"), i + 1
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "losses.csv").open("a" if saved else "x").close()  # the folder is taken from here on
-    except (KeyboardInterrupt, OSError, ValueError, RuntimeError, LookupError) as error:
-        print(f"{SCRIPT}: {' '.join(str(error).split())[:300] or 'stopped'}", file=sys.stderr)
-        sys.exit(2)
+def show_live(line):
+    """Rewrite the last line of a terminal; print nothing to a file or a pipe."""
+    if sys.stdout and sys.stdout.isatty():
+        columns = shutil.get_terminal_size().columns - 1
+        print(line[:columns].ljust(columns), end="\r", flush=True)
 
-    def save(epoch):
-        state = {"script": SCRIPT, "args": vars(args) | {"dataset": data.name, "out_dir": None, "resume": None},
-                 "config_G": config_G, "epoch": epoch, "rows": rows, "rng": torch.get_rng_state(),
-                 "cuda": torch.cuda.get_rng_state_all() if args.cuda else []}
-        torch.save(state | {name: part.state_dict() for name, part in parts.items()}, buffer := io.BytesIO())
-        (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())
-        (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")  # killed at any moment, it leaves a whole file
 
-    n_steps, start, step = len(data.images) // args.batch_size, time.perf_counter(), rows[-1][1] if rows else 0
-    first, last = step, step + (args.n_epochs - done) * n_steps
-    try:
-        if not saved:
-            save(0)
-        for epoch in range(done + 1, args.n_epochs + 1):
-            for i, (x, y) in enumerate(batches(data, args.batch_size), 1):
-                for opt in (opt_G, opt_D):  # constant over the first half of the run, then linearly to 0
-                    opt.param_groups[0].update(opt.defaults, lr=opt.defaults["lr"] * min(1, 2 * (1 - step / last)))
+def train(args, saved=None):
+    """Train to args.n_epochs, from the start or from a checkpoint, and leave the run's files."""
+    device = get_device(args.cuda)
+    torch.manual_seed(args.seed)
+    data, G, D = build(args, device)
+    opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
+    opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
+    G_avg = AveragedModel(G, avg_fn=running_average, use_buffers=True).eval()  # draws the samples
+    state = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "G_avg": G_avg}
+    # rows: the lines of losses.csv; total: the sum of train_step's values since the last of them
+    progress = {"epoch": 0, "step": 0, "rows": [], "total": torch.zeros(())}
+    if saved:
+        restore(saved, state, data, args)
+        progress = {name: saved[name] for name in progress}
+    args.folder = new_folder(args)
+    save_grid(args.folder / "real.png", **real_images(data, args))
+    if not saved or args.folder != Path(args.resume).parent:  # a new folder
+        save_checkpoint(args.folder / "checkpoint.pt", state, data, args, progress)
+
+    rows = progress["rows"]
+    total = progress["total"].to(device)
+    step = first_step = saved_step = progress["step"]
+    n_steps = step + (args.n_epochs - progress["epoch"]) * (len(data.images) // args.batch_size)
+    start = time.perf_counter()
+    for epoch in range(progress["epoch"] + 1, args.n_epochs + 1):
+        for x, y in batches(data, args.batch_size):
+            decay = min(1, 2 * (1 - step / n_steps))  # 1 for half of the run, then linearly to 0
+            opt_G.param_groups[0]["lr"] = decay * args.lr_g
+            opt_D.param_groups[0]["lr"] = decay * args.lr_d
+            # no cache: it would keep the bfloat16 copy of D's weights from before its update
+            with torch.autocast(device.type, torch.bfloat16, args.bf16, cache_enabled=False):
                 values = train_step(G, D, opt_G, opt_D, x, y, args)
-                average.update_parameters(G)
-                recent.append(torch.stack(list(values.values())))
-                step += 1
-                speed = (step - first) / (time.perf_counter() - start)
-                line = f"epoch {epoch:2} step {step:6}/{last} {speed:5.1f} steps/s {(last - step) / speed:5.0f} s left"
-                if step % args.sample_interval == 0 or i == n_steps:
-                    means = torch.stack(recent).mean(0)
-                    print(line, *(f"{name} {mean:7.3f}" for name, mean in zip(values, means)), sep="  ", flush=True)
-                    if not all(part.isfinite().all() for part in (means, *G.parameters(), *D.parameters())):
-                        sys.exit(f"{SCRIPT}: the training is no longer finite: lower --lr_g or --lr_d.")
-                    rows.append([epoch, step, *means.tolist()])
-                    save_grid(folder / f"{step:06}.png", **sample(average.module, D, args))
-                    recent.clear()
-                elif sys.stdout.isatty():
-                    print(line, end="\r", flush=True)
-            write_losses(folder, ["epoch", "step", *values], rows)
-            save(epoch)
-        save_grid(folder / "samples.png", **sample(average.module, D, args))
-        print(folder / "samples.png")
-    except (KeyboardInterrupt, OSError, torch.OutOfMemoryError) as error:
-        sys.exit(f"\n{SCRIPT}: {str(error) or 'stopped'}; python {SCRIPT}.py --resume '{folder}/checkpoint.pt' goes on")
+            G_avg.update_parameters(G)
+            total = total + torch.stack(list(values.values()))
+            step += 1
+            speed = (step - first_step) / (time.perf_counter() - start)
+            line = f"epoch {epoch:2}  step {step:6}/{n_steps}  {speed:5.1f} steps/s"
+            line += f"  {(n_steps - step) / speed:5.0f} s left"
+            if step % args.sample_interval and step < n_steps:
+                show_live(line)
+                continue
+            n_summed = step - (rows[-1][1] if rows else 0)
+            means = (total / n_summed).tolist()  # here, and only here, a GPU is waited for
+            total = torch.zeros_like(total)
+            numbers = [f"{name} {mean:7.3f}" for name, mean in zip(values, means)]
+            print(line, *numbers, sep="  ", flush=True)
+            check_finite(G, D)
+            rows.append([epoch, step, *means])
+            save_losses(args.folder, list(values), rows)
+            save_grid(args.folder / f"{step:06}.png", **sample(G_avg.module, D, args))
+        if step - saved_step >= args.sample_interval or step == n_steps:
+            check_finite(G, D)
+            progress = {"epoch": epoch, "step": step, "rows": rows, "total": total}
+            save_checkpoint(args.folder / "checkpoint.pt", state, data, args, progress)
+            saved_step = step
+    save_grid(args.folder / "samples.png", **sample(G_avg.module, D, args))
+    print(args.folder / "samples.png")
+
+
+def is_out_of_memory(error):
+    """Tell whether memory ran out: CUDA has an exception for it, the CPU's allocator only words."""
+    words = ("can't allocate memory", "not enough memory")
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(word in str(error) for word in words)
+
+
+def stop(args, reason, status):
+    """Exit with a sentence on stderr: the reason and the command to continue, if there is one."""
+    message = f"{SCRIPT}.py: {reason}"
+    folder = getattr(args, "folder", None)  # train sets it when data and networks are there
+    if folder and (folder / "checkpoint.pt").exists():
+        command = ["python", os.path.relpath(__file__), "--resume", str(folder / "checkpoint.pt")]
+        message += f"; to continue: {shlex.join(command)}"
+    show_live("")
+    print(message, file=sys.stderr)
+    sys.exit(status)
+
+
+def main(argv=None):
+    """Run the command line: a user's mistake gets a sentence, a bug keeps its traceback."""
+    args = parse_args(argv)
+    try:
+        saved = load_checkpoint(args.resume) if args.resume else None
+        if saved:
+            args = parse_args(argv, saved["args"])
+        check_args(args)
+        train(args, saved)
+    except KeyboardInterrupt:
+        stop(args, "stopped", 130)
+    except (ValueError, OSError) as error:
+        stop(args, error, 2)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        stop(args, "out of memory; lower --batch_size, --img_size or --width", 2)
 
 
 if __name__ == "__main__":

@@ -1,178 +1,265 @@
-"""CoGAN: pairs of images of two domains, learned from images of each of them without a single pair.
+"""CoGAN: pairs of images of two domains, learned from images of each without a single pair.
 
-Liu and Tuzel 2016, arXiv:1606.07536. Generators g1, g2 draw a pair from one z, discriminators f1, f2 judge one domain
-each. With s the raw score and f = sigmoid(s), they play (section 3, there with signs turned)
-    min_g max_f E_x1[log f1(x1)] + E_z[log(1 - f1(g1(z)))] + E_x2[log f2(x2)] + E_z[log(1 - f2(g2(z)))],
-where the first layers of g1 and g2, which decide what is drawn, are the same, and so are the last ones of f1 and f2.
-The private ones render it in two ways. G ascends E_z[log f(g(z))], as in its parent (`diff dcgan.py cogan.py`).
+Liu and Tuzel 2016, arXiv:1606.07536. Generators g1 and g2 draw a pair from one z; discriminators f1
+and f2 judge one domain each. With s the raw score of a discriminator and f = sigmoid(s), they play
+    min_g max_f E_x1[log f1(x1)] + E_z[log(1 - f1(g1(z)))]
+              + E_x2[log f2(x2)] + E_z[log(1 - f2(g2(z)))]        (section 3, signs turned)
+under the constraint that the first layers of g1 and g2, which decide what is drawn, are the same
+layers, and so are the last layers of f1 and f2. The other, private layers render what is drawn in
+their own domain. G ascends E_z[log f(g(z))], as in the parent.
 
-    python cogan.py --domain negative    # MNIST, or drawn digits when offline
-    python cogan.py --shared_g 0         # the control: untied generators, whose pairs have nothing in common
+    python cogan.py                       # MNIST, or drawn digits when offline: digits and edges
+    python cogan.py --domain rotate       # digits and digits turned by 90 degrees
+    python cogan.py --shared_g 0          # the control: nothing in common but z, so no pairs
 
-The private layers must be able to make the change, and little else. One convolution can invert. An edge is a maximum
-over 3x3 pixels minus the middle one: for --domain edge two convolutions draw each domain, from tied maps of the image's
-size. No convolution can turn: for rotate all four layers are tied, g2 ends and f2 begins with a learned mixture of the
-square's eight symmetries. For mnistm the tied four draw a digit, x1, from the first half of z, g2's own four a patch
-from the second, and x2 is |patch - x1|. Watch agree, the share of pixels on which x2 agrees with x1 transformed into
-domain 2, beside shuffled, the same with the x2 of another z; mnistm has neither.
+Watch agree, the share of pixels on which x2 agrees with x1 transformed into domain 2, beside
+shuffled, the same with x1 of another z.
 
-Measured on MNIST (README): 57 s an epoch on two cores, Frechet distance 0.40 after 15 epochs; torch 2.14.
+Parent: dcgan.py. `diff dcgan.py cogan.py` shows what the paper adds: a twin for each network.
+
 Departures from the paper:
- 1. Layers, z and, at higher rates, training are dcgan.py's; a layer is a convolution or dense one and what follows it.
-    For edge G has a fifth, two convolutions of 3x3 (the authors: one of 6x6), and starts dark; its private layers start
-    equal: else one seed of three paired at random. D has no dropout (the authors: 0.5).
- 2. rotate: not private layers but a choice, learned without a pair, of one of eight positions makes x2 from x1.
- 3. mnistm (Ganin et al. 2016; no task of the paper): the rule that makes its data is built into G, since with private
-    convolutions domain 2 collapses. So pairs show one digit; what is learned is the patch. It has nothing to do
-    with the digit, so that it comes from a half of z of its own; a 3x3 average ends it. Both learning rates halve.
+ 1. The networks, the learning rates and the averaging are those of dcgan.py, but that G draws
+    --width feature maps of the image's size before its last layer, two convolutions that make the
+    image of a domain. (The authors: one convolution of 6x6.)
+ 2. No convolution can turn an image, so that --domain rotate has dense layers, as the paper's
+    supplement has for that task.
+ 3. mnistm is no task of the paper: MNIST-M (Ganin et al. 2016), whose images are the absolute
+    differences of digits and patches of photographs or, without --photos, of drawn clouds.
 """
-import io
+import itertools
+import math
+import os
+import shlex
+import shutil
 import sys
 import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from common import batches, get_device, load_data, load_patches, save_grid
 
 SCRIPT = Path(__file__).stem
-DEFAULTS = {"edge": (2e-3, 8e-4, 4, 3), "negative": (2e-3, 8e-4, 3, 3),
-            "rotate": (2e-3, 8e-4, 4, 4), "mnistm": (1e-3, 4e-4, 4, 2)}  # --lr_g, --lr_d, --shared_g, --shared_d
-
-
-def transform(x, domain):
-    """Images x (N, C, H, H) in [-1, 1] as domain 2 shows them, in the same range."""
-    if domain == "rotate":
-        return x.rot90(1, (2, 3))
-    if domain == "negative":
-        return -x
-    return nn.functional.max_pool2d(x, 3, 1, 1) - x - 1  # edge: 3x3 dilation minus image
+# domain 2 of images x (N, C, H, H) in [-1, 1]; mnistm is not one of them: its patches are chance
+TRANSFORMS = {
+    "edge": lambda x: nn.functional.max_pool2d(x, 3, 1, 1) - x - 1,  # 3x3 dilation minus image
+    "negative": lambda x: -x,
+    "rotate": lambda x: x.rot90(1, (2, 3)),
+}
 
 
 def parse_args(argv=None, saved=None):
-    """The options; one that argv does not give has its saved value or, without one, its default."""
-    parser = ArgumentParser(SCRIPT, description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"{SCRIPT}: {message}\n")
+    """Parse the command line; what it leaves out has its saved value or else its default."""
+    parser = ArgumentParser(
+        prog=f"{SCRIPT}.py",
+        usage="%(prog)s [options]",
+        description="Train a CoGAN.",
+        formatter_class=ArgumentDefaultsHelpFormatter,
+    )
     add = parser.add_argument
-    add("--n_epochs", type=int, default=15, help="passes over the data")
+    add("--n_epochs", type=int, default=20, help="passes over the data")
     add("--batch_size", type=int, default=64, help="images per step")
-    add("--lr_g", type=float, default=None, help="Adam: learning rate of the generator (None: 2e-3, mnistm 1e-3)")
-    add("--lr_d", type=float, default=None, help="Adam: learning rate of the discriminator (None: 8e-4, mnistm 4e-4)")
-    add("--b1", type=float, default=0.5, help="Adam: decay of the gradients' running mean")
-    add("--b2", type=float, default=0.999, help="Adam: decay of their squares' running mean")
-    add("--latent_dim", type=int, default=20, help="dimension of z (mnistm: for the digit and again for the patch)")
-    add("--img_size", type=int, help="side of the images (None: the dataset's own, 64 for a folder)")
-    add("--dataset", default="auto", help="auto, mnist, fashion, cifar10, glyphs or a folder of images")
-    add("--data_dir", default="data", help="where the datasets lie, or are downloaded to")
-    add("--sample_interval", type=int, default=500, help="steps between two printed lines and grids")
-    add("--out_dir", default=f"runs/{SCRIPT}", help="folder of the run; -2, -3, ... is added when one lies there")
-    add("--resume", metavar="CHECKPOINT", help="go on with this run, its options and its folder")
+    add("--lr_g", type=float, default=4e-4, help="Adam: learning rate of the generator")
+    add("--lr_d", type=float, default=4e-4, help="Adam: learning rate of the discriminator")
+    add("--b1", type=float, default=0.5, help="Adam: decay of the running mean of the gradients")
+    add("--b2", type=float, default=0.999, help="Adam: decay of the running mean of their squares")
+    add("--latent_dim", type=int, default=100, help="dimension of z")
+    add("--width", type=int, default=32, help="channels at half the side of the image")
+    add("--img_size", type=int, help="side of the images (None: that of the dataset)")
+    add("--dataset", default="auto",
+        help="auto, mnist, fashion, cifar10, glyphs or a folder of images")
+    add("--data_dir", default="data", help="directory of the downloaded datasets")
+    add("--sample_interval", type=int, default=500,
+        help="steps from one grid to the next, and at least from one checkpoint to the next")
+    add("--out_dir",
+        help="folder of the run; -2, -3, ... is appended if it already holds one "
+        "(None: runs/SCRIPT or, with --resume, the folder of the checkpoint)")
+    add("--resume", metavar="CHECKPOINT",
+        help="continue this run with its options, except those given here")
     add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
     add("--cuda", action="store_true", help="train on a CUDA device")
-    add("--domain", choices=DEFAULTS, default="edge", help="what domain 2 shows of the images")
-    add("--photos", metavar="FOLDER", help="mnistm: photographs to cut patches from (None: drawn clouds)")
-    add("--shared_g", type=int, help="G's first layers that are tied, 0 to 4, negative to 3 (None: the most)")
-    add("--shared_d", type=int, help="D's last layers that are tied, 0 to 3, rotate to 4 (None: the most, mnistm 2)")
+    add("--bf16", action="store_true",
+        help="compute in bfloat16: faster on a GPU, or a CPU with bfloat16 instructions")
+    add("--domain", choices=[*TRANSFORMS, "mnistm"], default="edge", help="what domain 2 shows")
+    add("--photos", metavar="FOLDER",
+        help="mnistm: photographs to cut patches from (None: drawn clouds)")
+    add("--layers", choices=["conv", "dense"],
+        help="kind of the networks (None: dense for rotate, else conv)")
+    add("--shared_g", type=int, help="first layers that g1 and g2 share (None: all but the last)")
+    add("--shared_d", type=int, help="last layers that f1 and f2 share (None: all but the first)")
     args = parser.parse_args(argv, Namespace(**saved or {}))
-    for name, default in zip(("lr_g", "lr_d", "shared_g", "shared_d"), DEFAULTS[args.domain]):
-        setattr(args, name, default if getattr(args, name) is None else getattr(args, name))
-    own = ("domain", "shared_g", "shared_d", "seed")  # the halves and the tied layers depend on them
-    if saved and any(getattr(args, name) != saved[name] for name in own):
-        parser.error(f"--{', --'.join(own)} are those of the checkpoint, from the first step to the last.")
+    if args.layers is None:
+        args.layers = "dense" if args.domain == "rotate" else "conv"
+    for name in ("domain", "photos", "seed"):
+        if saved and getattr(args, name) != saved[name]:
+            parser.error(f"--{name} can't change: the two halves of the data depend on it")
     return args
 
 
-class Turn(nn.Module):
-    """x (N, C, H, H) -> the same: a mixture, with learned weights, of its turns and their mirror images."""
+def architecture(img_shape, width):
+    """Lay out G and D: feature maps and the units of a dense hidden layer, 0 for none.
 
-    def __init__(self):
-        super().__init__()
-        self.logits = nn.Parameter(torch.zeros(8))
+    The maps are a list of (channels, side) that starts with the image. Each level halves the side,
+    rounded up, and doubles the channels, up to 8 * width: for (3, 64, 64) and a width of 32
+    [(3, 64), (32, 32), (64, 16), (128, 8), (256, 4)].
+    """
+    channels, side = img_shape[0], img_shape[-1]
+    # the authors have two networks: for MNIST down to 7x7 and then dense, for larger images to 4x4
+    smallest, hidden = (7, 512) if side < 32 else (4, 0)
+    maps = [(channels, side)]
+    channels = width
+    while side > smallest:
+        side = (side + 1) // 2
+        maps.append((channels, side))
+        channels = min(2 * channels, 8 * width)
+    return maps, hidden
 
-    def forward(self, x):
-        ways = [way for k in range(4) for way in (x.rot90(k, (2, 3)), x.rot90(k, (2, 3)).mT)]
-        return sum(p * way for p, way in zip((5 * self.logits).softmax(0), ways))  # 5: Adam's own steps are small
+
+def kernel_size(side):
+    """Return the kernel that, at stride 2 and padding 1, halves this side, rounded up."""
+    return 3 if side % 2 else 4
+
+
+def generator_layers(latent_dim, img_shape, width, kind):
+    """List the layers of a generator z (N, latent_dim) -> images (N, C, H, H) in [-1, 1]."""
+    if kind == "dense":
+        sizes = [latent_dim, 512, 512, 512]
+        layers = [
+            nn.Sequential(nn.Linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.ReLU())
+            for n_in, n_out in itertools.pairwise(sizes)
+        ]
+        image = nn.Linear(sizes[-1], math.prod(img_shape))
+        return [*layers, nn.Sequential(image, nn.Tanh(), nn.Unflatten(1, img_shape))]
+    maps, hidden = architecture(img_shape, width)
+    layers = []
+    n_features = latent_dim
+    if hidden:
+        layers += [nn.Sequential(nn.Linear(n_features, hidden), nn.BatchNorm1d(hidden), nn.ReLU())]
+        n_features = hidden
+    channels, side = maps[-1]
+    layers += [
+        nn.Sequential(
+            nn.Linear(n_features, channels * side * side),
+            nn.Unflatten(1, (channels, side, side)),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+        )
+    ]
+    maps[0] = (width, img_shape[-1])  # maps of the image's size, from which the last layer draws
+    for (n_in, _), (n_out, side) in itertools.pairwise(reversed(maps)):  # 7 -> 14 -> 28
+        layers += [
+            nn.Sequential(
+                nn.ConvTranspose2d(n_in, n_out, kernel_size(side), stride=2, padding=1),
+                nn.BatchNorm2d(n_out),
+                nn.ReLU(),
+            )
+        ]
+    layers += [
+        nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, img_shape[0], 3, padding=1),
+            nn.Tanh(),
+        )
+    ]
+    return layers
+
+
+def discriminator_layers(img_shape, width, kind):
+    """List the layers of a discriminator, images (N, C, H, H) -> raw scores s (N, 1)."""
+    if kind == "dense":
+        sizes = [math.prod(img_shape), 512, 512, 256]
+        layers = [
+            nn.Sequential(nn.Flatten(), nn.Linear(n_in, n_out), nn.LeakyReLU(0.2))
+            for n_in, n_out in itertools.pairwise(sizes)
+        ]
+        return [*layers, nn.Linear(sizes[-1], 1)]
+    maps, hidden = architecture(img_shape, width)
+    layers = []
+    for (n_in, side), (n_out, _) in itertools.pairwise(maps):  # 28 -> 14 -> 7
+        layers += [
+            nn.Sequential(
+                nn.Conv2d(n_in, n_out, kernel_size(side), stride=2, padding=1),
+                nn.BatchNorm2d(n_out),
+                nn.LeakyReLU(0.2),
+            )
+        ]
+    del layers[0][1]  # the input has no batch normalisation
+    channels, side = maps[-1]
+    n_features = channels * side * side
+    if hidden:
+        dense = nn.Linear(n_features, hidden)
+        layers += [nn.Sequential(nn.Flatten(), dense, nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2))]
+        n_features = hidden
+    return [*layers, nn.Sequential(nn.Flatten(), nn.Linear(n_features, 1))]
 
 
 class Generator(nn.Module):
-    """z (N, latent_dim; mnistm: twice) -> x1 (N, C1, H, H), x2 (N, C2, H, H) in [-1, 1]; H % 4 != 0: ValueError."""
+    """z (N, latent_dim) -> x1 (N, C1, H, H) and x2 (N, C2, H, H), both in [-1, 1]."""
 
-    def __init__(self, latent_dim, img_shapes, n_tied, domain, width=32, hidden=512):
+    def __init__(self, latent_dim, img_shapes, width, layers, n_shared=None):
         super().__init__()
-        self.latent_dim, side = latent_dim * (1 + (domain == "mnistm")), img_shapes[0][-1]
-        if side % 4:
-            raise ValueError(f"the side of the images must be a multiple of 4, not {side}: choose one with --img_size.")
-
-        def layers(channels):
-            first = [
-                nn.Sequential(nn.Linear(latent_dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU()),
-                nn.Sequential(nn.Linear(hidden, 2 * width * (side // 4) ** 2),
-                              nn.Unflatten(1, (2 * width, side // 4, side // 4)), nn.BatchNorm2d(2 * width), nn.ReLU()),
-                nn.Sequential(nn.ConvTranspose2d(2 * width, width, 4, 2, 1), nn.BatchNorm2d(width), nn.ReLU()),
-            ]
-            if domain != "edge":
-                return [*first, nn.Sequential(nn.ConvTranspose2d(width, channels, 4, 2, 1), nn.Tanh())]
-            n = width // 4
-            return [  # maps (N, n, H, H), then each domain's own drawing of them (N, channels, H, H)
-                *first, nn.Sequential(nn.ConvTranspose2d(width, n, 4, 2, 1), nn.BatchNorm2d(n), nn.ReLU()),
-                # ReLU first: inputs of mean 0, or else Adam's first steps add up to black images, on which tanh is flat
-                nn.Sequential(nn.Conv2d(n, 2 * n, 3, 1, 1), nn.ReLU(), nn.BatchNorm2d(2 * n),
-                              nn.Conv2d(2 * n, channels, 3, 1, 1), nn.Tanh()),
-            ]
-        g1, g2 = (layers(img_shapes[0 if domain == "mnistm" else i][0]) for i in range(2))
-        self.tied = nn.Sequential(*g1[:n_tied])
-        self.private = nn.ModuleList(nn.Sequential(*g[n_tied:]) for g in (g1, g2 + [Turn()] * (domain == "rotate")))
-        # the average, at the frame of the pixels there are, smooths the grain that transposed convolutions leave
-        self.patch = domain == "mnistm" and nn.Sequential(*layers(3), nn.AvgPool2d(3, 1, 1, count_include_pad=False))
-        for name, p in self.named_parameters():  # as the authors of DCGAN: gains from N(1, 0.02), biases 0
-            nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
-        # digits and edges are dark, and start so; a bright digit would take the other slope of |patch - digit|
-        for g in (g1, g2) * (domain in ("edge", "mnistm")):
-            nn.init.constant_(g[-1][-2].bias, -1)
-        if domain == "edge" and n_tied:  # or else g2 may read another digit than g1 from the tied maps
-            self.private[1].load_state_dict(self.private[0].state_dict())
+        self.latent_dim = latent_dim
+        self.config = {
+            "latent_dim": latent_dim, "img_shapes": img_shapes, "width": width, "layers": layers,
+            "n_shared": n_shared,
+        }
+        g1 = generator_layers(latent_dim, img_shapes[0], width, layers)
+        g2 = generator_layers(latent_dim, img_shapes[1], width, layers)
+        if n_shared is None:
+            n_shared = len(g1) - 1
+        if not 0 <= n_shared < len(g1):
+            raise ValueError(f"--shared_g must be from 0 to {len(g1) - 1}, not {n_shared}.")
+        self.shared = nn.Sequential(*g1[:n_shared])
+        self.private1 = nn.Sequential(*g1[n_shared:])
+        self.private2 = nn.Sequential(*g2[n_shared:])
 
     def forward(self, z):
-        # signs let G jump: fewer blends of digits
-        z, *rest = (torch.cat([z[:, :8].sign(), z[:, 8:]], 1) for z in z.chunk(2 if self.patch else 1, 1))
-        h = self.tied(z)
-        x1, x2 = (private(h) for private in self.private)
-        return x1, ((self.patch(*rest) - x2).abs() - 1 if self.patch else x2)
+        h = self.shared(z)
+        return self.private1(h), self.private2(h)
 
 
 class Discriminator(nn.Module):
-    """Images x1 (N, C1, H, H), x2 (N, C2, H, H) -> raw scores s1, s2 (N, 1); sigmoid(s) is the probability of real."""
+    """x1 (N, C1, H, H), x2 (N, C2, H, H) -> raw scores s1, s2 (N, 1); f1 is sigmoid(s1)."""
 
-    def __init__(self, img_shapes, n_tied, domain, width=32, hidden=512):
+    def __init__(self, img_shapes, width, layers, n_shared=None):
         super().__init__()
-
-        def layers(channels):
-            return [
-                nn.Sequential(nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)),
-                nn.Sequential(nn.Conv2d(width, 2 * width, 4, 2, 1), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2)),
-                nn.Sequential(nn.Flatten(), nn.Linear(2 * width * (img_shapes[0][-1] // 4) ** 2, hidden),
-                              nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2)),
-                nn.Linear(hidden, 1),
-            ]
-        f1, f2 = (layers(shape[0]) for shape in img_shapes)
-        n_private, start = len(f1) - n_tied, [Turn()] * (domain == "rotate")
-        self.private = nn.ModuleList(nn.Sequential(*f) for f in (f1[:n_private], start + f2[:n_private]))
-        self.tied = nn.Sequential(*f1[n_private:])
-        for name, p in self.named_parameters():  # as the authors of DCGAN: gains from N(1, 0.02), biases 0
-            nn.init.normal_(p, float("weight" in name and p.ndim == 1), 0.02 * ("weight" in name))
-        if domain == "edge" and n_tied:  # as in G
-            self.private[1].load_state_dict(self.private[0].state_dict())
+        f1 = discriminator_layers(img_shapes[0], width, layers)
+        f2 = discriminator_layers(img_shapes[1], width, layers)
+        if n_shared is None:
+            n_shared = len(f1) - 1
+        if not 0 <= n_shared < len(f1):
+            raise ValueError(f"--shared_d must be from 0 to {len(f1) - 1}, not {n_shared}.")
+        n_private = len(f1) - n_shared
+        self.private1 = nn.Sequential(*f1[:n_private])
+        self.private2 = nn.Sequential(*f2[:n_private])
+        self.shared = nn.Sequential(*f1[n_private:])
 
     def forward(self, x1, x2):
-        return tuple(self.tied(private(x)) for private, x in zip(self.private, (x1, x2)))
+        s1 = self.shared(self.private1(x1))
+        s2 = self.shared(self.private2(x2))
+        return s1.float(), s2.float()  # float32, even with --bf16: the losses need it
+
+
+def weights_init(module):
+    """Draw weights from N(0, 0.02) (section 4) and, as the authors' code, gains from N(1, 0.02)."""
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
 
 
 def discriminator_loss(s_real, s_fake, args):
-    """-E[log D(x)] - E[log(1 - D(G(z)))] from raw scores (N, 1): -log D = softplus(-s), -log(1 - D) = softplus(s)."""
+    """-E[log D(x)] - E[log(1 - D(G(z)))] from raw scores (N, 1).
+
+    With D = sigmoid(s), -log D = softplus(-s) and -log(1 - D) = softplus(s): no logarithm of 0.
+    """
     return nn.functional.softplus(-s_real).mean() + nn.functional.softplus(s_fake).mean()
 
 
@@ -181,177 +268,344 @@ def generator_loss(s_fake, args):
     return nn.functional.softplus(-s_fake).mean()
 
 
-def train_step(G, D, opt_G, opt_D, x, y, args):
-    """A step of D, one of G on x (N, C1 + C2, H, H): unpaired images of both domains. Returns losses, mean raw scores
-    and, but for mnistm, the share of pixels on which transform(x1) and x2, or the x2 of another z, agree; detached."""
-    z = torch.randn(len(x), G.latent_dim, device=x.device)
-    fake = G(z)
-    real = x.split([images.shape[1] for images in fake], 1)
+def halve_gradients(layers):
+    """Make a sum of two domains' gradients their average, as in the paper's Algorithm 1.
 
-    # (1) Update D: score x1, x2 up and G(z) down. A layer that is tied takes the mean of its two gradients.
-    s_real, s_fake = D(*real), D(*(images.detach() for images in fake))
-    loss_D = sum(discriminator_loss(*s, args) for s in zip(s_real, s_fake))
+    Adam hardly notices: it divides a gradient by its own size.
+    """
+    for parameter in layers.parameters():
+        parameter.grad /= 2
+
+
+@torch.no_grad()
+def agreement(x1, x2, args):
+    """The share of pixels that are on the same side of grey in x2 and in x1 seen in domain 2."""
+    return ((TRANSFORMS[args.domain](x1) > 0) == (x2 > 0)).float().mean()
+
+
+def train_step(G, D, opt_G, opt_D, x, y, args):
+    """Update f1 and f2, then g1 and g2, on x (N, C1 + C2, H, H): unpaired images of both domains.
+
+    Returns by name, as detached scalars on the device, the losses, the mean raw scores of each
+    domain and how far x2 agrees with x1 in domain 2 and, shuffled, with x1 of another z.
+    """
+    z = torch.randn(len(x), G.latent_dim, device=x.device)
+    fake1, fake2 = G(z)
+    x1, x2 = x.split([fake1.shape[1], fake2.shape[1]], 1)
+
+    # (1) Update f1, f2: ascend log f(x) + log(1 - f(g(z))) in both domains.
+    # detach() leaves G alone.
+    s1_real, s2_real = D(x1, x2)
+    s1_fake, s2_fake = D(fake1.detach(), fake2.detach())
+    loss_D = discriminator_loss(s1_real, s1_fake, args) + discriminator_loss(s2_real, s2_fake, args)
     opt_D.zero_grad()
     loss_D.backward()
-    for p in D.tied.parameters():
-        p.grad /= 2
+    halve_gradients(D.shared)
     opt_D.step()
 
-    # (2) Update G: have the new D score the same G(z) up. inputs= spares the gradients of D, which nobody needs here.
-    loss_G = sum(generator_loss(s, args) for s in D(*fake))
+    # (2) Update g1, g2: ascend log f(g(z)) in both domains with the new f1, f2.
+    # inputs= skips the gradients of their weights.
+    s1, s2 = D(fake1, fake2)
+    loss_G = generator_loss(s1, args) + generator_loss(s2, args)
     opt_G.zero_grad()
     loss_G.backward(inputs=list(G.parameters()))
-    for p in G.tied.parameters():
-        p.grad /= 2
+    halve_gradients(G.shared)
     opt_G.step()
-    values = {"loss_D": loss_D, "loss_G": loss_G, "s(x)": s_real[0].mean(), "s(G(z))": s_fake[0].mean(),
-              "s2(x)": s_real[1].mean(), "s2(G(z))": s_fake[1].mean()}
-    if args.domain != "mnistm":
-        ink = transform(fake[0], args.domain) > 0
-        values |= {"agree": (ink == (fake[1] > 0)).float().mean(),
-                   "shuffled": (ink == (fake[1].roll(1, 0) > 0)).float().mean()}
+
+    values = {"loss_D": loss_D, "loss_G": loss_G, "s(x)": s1_real.mean(), "s(G(z))": s1_fake.mean()}
+    values |= {"s2(x)": s2_real.mean(), "s2(G(z))": s2_fake.mean()}
+    if args.domain in TRANSFORMS:
+        values["agree"] = agreement(fake1, fake2, args)
+        values["shuffled"] = agreement(fake1.roll(1, 0), fake2, args)
     return {name: value.detach() for name, value in values.items()}
+
+
+def running_average(average, weight, n):
+    """Average a weight of G over about the last tenth of n steps, at most over the last 500."""
+    share = (10 / (n + 10)).clamp(min=1 / 500)  # a tensor, as n is: int(n) would wait for the GPU
+    return average + (weight - average) * share
+
+
+def real_images(data, args):
+    """Lay out 32 images of each domain, which are not pairs, as save_grid's arguments."""
+    index = torch.linspace(0, len(data.images) - 1, 32).long()
+    x = data.images[index] / 127.5 - 1  # (32, C1 + C2, H, H)
+    n_channels = x.shape[1] - 3 if args.domain == "mnistm" else x.shape[1] // 2
+    return pairs(x[:, :n_channels], x[:, n_channels:])
+
+
+def pairs(x1, x2):
+    """Lay out x1 (32, C1, H, H) above x2 (32, C2, H, H), 16 in a row, as save_grid's arguments."""
+    n_channels = max(x1.shape[1], x2.shape[1])
+    rows = []
+    for half in (slice(0, 16), slice(16, 32)):
+        rows += [x.expand(-1, n_channels, -1, -1)[half] for x in (x1, x2)]
+    return {"images": torch.cat(rows), "n_columns": 16, "rows": ["x1", "x2", "x1", "x2"]}
 
 
 @torch.no_grad()
 def sample(G, D, args):
-    """The picture, as save_grid's arguments: 32 images of domain 1 and, in the same order, their pairs in domain 2."""
+    """Draw 32 pairs, x2 below x1, as save_grid's arguments; every call has the same z."""
     z = torch.randn(32, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
-    training = G.training
-    pair = G.eval()(z.to(next(G.parameters()).device))
-    G.train(training)
-    images = torch.cat([x.expand(-1, max(x.shape[1] for x in pair), -1, -1) for x in pair])
-    return {"images": images, "n_columns": 16, "rows": ["x1", "x1", "x2", "x2"],
-            "title": f"x1, and x2 ({args.domain}) of the same z"}
+    return pairs(*G(z.to(next(G.parameters()).device)))
 
 
-def setup(args, device):
-    """Two disjoint halves of the data, the second in domain 2, stacked in the channels; both networks' arguments."""
-    most_g, most_d = (max(3, n) for n in DEFAULTS[args.domain][2:])
-    if not (0 <= args.shared_g <= most_g and 0 <= args.shared_d <= most_d):
-        raise ValueError(f"{args.domain} takes --shared_g between 0 and {most_g}, --shared_d between 0 and {most_d}.")
-    if args.photos is not None and not (args.domain == "mnistm" and Path(args.photos).is_dir()):
-        raise ValueError(f"--photos takes a folder, with --domain mnistm: not {args.photos} with {args.domain}.")
-    data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed)
-    half, side, order = len(data.images) // 2, data.images.shape[-1], torch.randperm(len(data.images)).to(device)
-    if not half:
-        raise ValueError("two domains need at least two images.")
-    x1, x2 = data.images[order[:half]], data.images[order[half:2 * half]]
+def second_domain(images, args):
+    """Show uint8 images (n, C, H, H) in domain 2, as uint8 images (n, C2, H, H)."""
     if args.domain == "mnistm":
-        patches = load_patches(half, side, args.photos, args.seed).to(device)
-        print(f"patches cut from {args.photos or 'drawn clouds; --photos takes a folder'}", file=sys.stderr)
-        x2 = torch.maximum(patches, x2) - torch.minimum(patches, x2)
-    else:
-        chunks = [transform(chunk * (2 / 255) - 1, args.domain) for chunk in x2.split(1000)]
-        x2 = torch.cat([((chunk + 1) * 127.5).round().byte() for chunk in chunks])
-    shapes = tuple((x.shape[1], side, side) for x in (x1, x2))
+        patches = load_patches(len(images), images.shape[-1], args.photos, args.seed)
+        patches = patches.to(images.device)
+        return torch.maximum(patches, images) - torch.minimum(patches, images)
+    chunks = [TRANSFORMS[args.domain](chunk / 127.5 - 1) for chunk in images.split(1000)]
+    return torch.cat([((chunk + 1) * 127.5).round().byte() for chunk in chunks])
+
+
+def build(args, device):
+    """Load the data, show a half of them in domain 2, and make G and D for both image shapes.
+
+    The halves are disjoint, so that no image is there in both domains. A batch holds images of both
+    domains side by side in the channels; which ones meet is chance.
+    """
+
+    def check(n_images, classes):
+        if args.batch_size > n_images // 2:
+            raise ValueError(
+                f"--batch_size {args.batch_size} is more than the {n_images // 2} images that each "
+                f"domain has, half of {n_images}."
+            )
+
+    if args.photos is not None and args.domain != "mnistm":
+        raise ValueError(f"--photos is for --domain mnistm, not {args.domain}.")
+    data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed, check=check)
+    half = len(data.images) // 2
+    order = torch.randperm(len(data.images)).to(device)
+    x1 = data.images[order[:half]]
+    x2 = second_domain(data.images[order[half : 2 * half]], args)
     data = data._replace(images=torch.cat([x1, x2], 1), labels=data.labels[order[:half]])
-    config = {"img_shapes": shapes, "domain": args.domain}
-    return data, {"latent_dim": args.latent_dim, "n_tied": args.shared_g, **config}, {"n_tied": args.shared_d, **config}
+    img_shapes = (tuple(x1.shape[1:]), tuple(x2.shape[1:]))
+    G = Generator(args.latent_dim, img_shapes, args.width, args.layers, args.shared_g)
+    D = Discriminator(img_shapes, args.width, args.layers, args.shared_d)
+    return data, G.apply(weights_init).to(device), D.apply(weights_init).to(device)
+
+
+def check_args(args):
+    """Raise ValueError for a value that no run can have."""
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--{name} must be a finite number, not {value}.")
+    at_least = {
+        "n_epochs": 1, "batch_size": 2, "lr_g": 0, "lr_d": 0, "b1": 0, "b2": 0, "latent_dim": 1,
+        "width": 1, "img_size": 8, "sample_interval": 1, "seed": 0,
+    }
+    for name, minimum in at_least.items():
+        value = getattr(args, name, None)
+        if value is not None and value < minimum:
+            raise ValueError(f"--{name} must be at least {minimum}, not {value}.")
+    for name, limit in {"b1": 1, "b2": 1, "seed": 2**32}.items():
+        if getattr(args, name) >= limit:
+            raise ValueError(f"--{name} must be less than {limit}, not {getattr(args, name)}.")
+
+
+def check_finite(G, D):
+    """Raise ValueError if a weight is no longer a finite number."""
+    if not all(weight.isfinite().all() for weight in (*G.parameters(), *D.parameters())):
+        raise ValueError("the training has diverged; lower --lr_g or --lr_d")
+
+
+def new_folder(args):
+    """Claim the folder of the run: that of the checkpoint that it continues, or a new one."""
+    if args.resume and not args.out_dir and Path(args.resume).name == "checkpoint.pt":
+        folder = Path(args.resume).parent
+        (folder / "losses.csv").open("a").close()  # if it can't be written, fail now
+        return folder
+    wanted = Path(args.out_dir or f"runs/{SCRIPT}")
+    for i in itertools.count(1):
+        folder = wanted if i == 1 else Path(f"{wanted}-{i}")
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / "losses.csv").open("x").close()
+            return folder
+        except FileExistsError:  # it belongs to another run, perhaps one that started just now
+            continue
+
+
+def save_checkpoint(path, state, data, args, progress):
+    """Write what --resume and load_generator need; the file is whole at any moment."""
+    checkpoint = {
+        "script": SCRIPT,
+        "args": vars(args) | {"dataset": data.name},  # not auto, which may find other data later
+        "classes": data.classes,
+        "config_G": state["G"].config,
+        "rng": torch.get_rng_state(),
+        "rng_cuda": torch.cuda.get_rng_state_all() if args.cuda else [],
+        **progress,
+    }
+    for name in ("folder", "out_dir", "resume"):  # the place of a run is not part of it
+        del checkpoint["args"][name]
+    for name, part in state.items():
+        checkpoint[name] = part.state_dict()
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path):
-    """A checkpoint of this script, on the CPU. Raises ValueError when the file is none."""
+    """Read a checkpoint of this script onto the CPU; raise ValueError if the file is not one."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if checkpoint["script"] != SCRIPT:
-            raise ValueError(f"it is one of {checkpoint['script']}")
+        script = checkpoint["script"]
     except Exception as error:  # torch.load answers a damaged or foreign file in a dozen ways
-        raise ValueError(f"{path} is no checkpoint of {SCRIPT}: {str(error).partition(chr(10))[0]}.") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is not a checkpoint of {SCRIPT}.py: {reason}") from error
+    if script != SCRIPT:
+        raise ValueError(f"{path} is not a checkpoint of {SCRIPT}.py but of {script}.py.")
     return checkpoint
 
 
+def restore(saved, state, data, args):
+    """Put networks, optimizers and random state back; raise ValueError if they do not fit."""
+    if saved["classes"] != data.classes:
+        raise ValueError(f"{args.resume} was trained on other classes than {args.dataset} has.")
+    for name, value in state["G"].config.items():
+        if saved["config_G"][name] != value:
+            raise ValueError(f"{args.resume} has {name} {saved['config_G'][name]}, not {value}.")
+    for name, part in state.items():
+        part.load_state_dict(saved[name])
+    for name in ("opt_G", "opt_D"):
+        state[name].param_groups[0]["betas"] = (args.b1, args.b2)  # perhaps new ones
+    torch.set_rng_state(saved["rng"])
+    torch.cuda.set_rng_state_all(saved["rng_cuda"][: torch.cuda.device_count()])
+
+
 def load_generator(path):
-    """The trained generator of a checkpoint, in eval mode, on the CPU."""
+    """Load the trained generator of a checkpoint: the running average, in eval mode, on the CPU."""
     checkpoint = load_checkpoint(path)
     G = AveragedModel(Generator(**checkpoint["config_G"]))
-    G.load_state_dict(checkpoint["average"])
+    G.load_state_dict(checkpoint["G_avg"])
     return G.module.eval()
 
 
-def write_losses(folder, names, rows):
-    """losses.csv, and its columns as the curves of losses.png."""
-    (folder / "losses.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in [names, *rows]))
+def save_losses(folder, names, rows):
+    """Write losses.csv, and draw its columns against the step as losses.png."""
+    from matplotlib.figure import Figure  # here: common.py makes the import safe in a notebook
+
+    lines = [",".join(map(str, row)) for row in [["epoch", "step", *names], *rows]]
+    (folder / "losses.csv").write_text("\n".join(lines) + "\n")
     axes = Figure(figsize=(8, 5), layout="constrained").subplots()
-    axes.plot([row[1] for row in rows], [row[2:] for row in rows], marker=".", label=names[2:])
-    axes.legend(title="against the step")
+    steps = [row[1] for row in rows]
+    for i, name in enumerate(names):
+        axes.plot(steps, [row[2 + i] for row in rows], marker=".", label=name)
+    axes.set_xlabel("step")
+    axes.legend()
     axes.figure.savefig(folder / "losses.png")
 
 
-def main(argv=None):
-    """One run: train for n_epochs and leave grids, losses and a checkpoint in a folder of its own."""
-    args, saved, done, rows, recent = parse_args(argv), None, 0, [], []
-    try:
-        if args.resume:
-            saved = load_checkpoint(args.resume)
-            args = parse_args(argv, saved["args"])
-        if min(args.n_epochs, args.latent_dim, args.sample_interval, args.batch_size - 1) < 1:
-            raise ValueError("--batch_size must be at least 2; --n_epochs, --latent_dim and --sample_interval, 1.")
-        device = get_device(args.cuda)
-        torch.manual_seed(args.seed)
-        data, config_G, config_D = setup(args, device)
-        if args.batch_size > len(data.images):
-            raise ValueError(f"--batch_size {args.batch_size} is more than the {len(data.images)} images.")
-        G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
-        opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
-        opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
-        average = AveragedModel(G, use_buffers=True,  # of about the last tenth of the steps, 500 at most
-                                avg_fn=lambda old, new, n: old.float().lerp_(new.float(), (10 / (n + 10)).clamp(0.002)))
-        parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "average": average}
-        if saved:
-            for name, part in parts.items():
-                part.load_state_dict(saved[name])
-            done, rows = saved["epoch"], saved["rows"]
-            torch.set_rng_state(saved["rng"])
-            torch.cuda.set_rng_state_all(saved["cuda"][:torch.cuda.device_count()])
-        folder, i = Path(args.resume).parent if saved else Path(args.out_dir), 2
-        while not saved and (folder / "losses.csv").exists():
-            folder, i = Path(f"{Path(args.out_dir)}-{i}"), i + 1
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "losses.csv").open("a" if saved else "x").close()  # the folder is taken from here on
-    except (KeyboardInterrupt, OSError, ValueError, RuntimeError, LookupError) as error:
-        print(f"{SCRIPT}: {' '.join(str(error).split())[:300] or 'stopped'}", file=sys.stderr)
-        sys.exit(2)
+def show_live(line):
+    """Rewrite the last line of a terminal; print nothing to a file or a pipe."""
+    if sys.stdout and sys.stdout.isatty():
+        columns = shutil.get_terminal_size().columns - 1
+        print(line[:columns].ljust(columns), end="\r", flush=True)
 
-    def save(epoch):
-        state = {"script": SCRIPT, "args": vars(args) | {"dataset": data.name, "out_dir": None, "resume": None},
-                 "config_G": config_G, "epoch": epoch, "rows": rows, "rng": torch.get_rng_state(),
-                 "cuda": torch.cuda.get_rng_state_all() if args.cuda else []}
-        torch.save(state | {name: part.state_dict() for name, part in parts.items()}, buffer := io.BytesIO())
-        (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())
-        (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")  # killed at any moment, it leaves a whole file
 
-    n_steps, start, step = len(data.images) // args.batch_size, time.perf_counter(), rows[-1][1] if rows else 0
-    first, last = step, step + (args.n_epochs - done) * n_steps
-    try:
-        if not saved:
-            save(0)
-        for epoch in range(done + 1, args.n_epochs + 1):
-            for i, (x, y) in enumerate(batches(data, args.batch_size), 1):
-                for opt in (opt_G, opt_D):  # constant over the first half of the run, then linearly to 0
-                    opt.param_groups[0].update(opt.defaults, lr=opt.defaults["lr"] * min(1, 2 * (1 - step / last)))
+def train(args, saved=None):
+    """Train to args.n_epochs, from the start or from a checkpoint, and leave the run's files."""
+    device = get_device(args.cuda)
+    torch.manual_seed(args.seed)
+    data, G, D = build(args, device)
+    opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
+    opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
+    G_avg = AveragedModel(G, avg_fn=running_average, use_buffers=True).eval()  # draws the samples
+    state = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "G_avg": G_avg}
+    # rows: the lines of losses.csv; total: the sum of train_step's values since the last of them
+    progress = {"epoch": 0, "step": 0, "rows": [], "total": torch.zeros(())}
+    if saved:
+        restore(saved, state, data, args)
+        progress = {name: saved[name] for name in progress}
+    args.folder = new_folder(args)
+    save_grid(args.folder / "real.png", **real_images(data, args))
+    if not saved or args.folder != Path(args.resume).parent:  # a new folder
+        save_checkpoint(args.folder / "checkpoint.pt", state, data, args, progress)
+
+    rows = progress["rows"]
+    total = progress["total"].to(device)
+    step = first_step = saved_step = progress["step"]
+    n_steps = step + (args.n_epochs - progress["epoch"]) * (len(data.images) // args.batch_size)
+    start = time.perf_counter()
+    for epoch in range(progress["epoch"] + 1, args.n_epochs + 1):
+        for x, y in batches(data, args.batch_size):
+            decay = min(1, 2 * (1 - step / n_steps))  # 1 for half of the run, then linearly to 0
+            opt_G.param_groups[0]["lr"] = decay * args.lr_g
+            opt_D.param_groups[0]["lr"] = decay * args.lr_d
+            # no cache: it would keep the bfloat16 copy of D's weights from before its update
+            with torch.autocast(device.type, torch.bfloat16, args.bf16, cache_enabled=False):
                 values = train_step(G, D, opt_G, opt_D, x, y, args)
-                average.update_parameters(G)
-                recent.append(torch.stack(list(values.values())))
-                step += 1
-                speed = (step - first) / (time.perf_counter() - start)
-                line = f"epoch {epoch:2} step {step:6}/{last} {speed:5.1f} steps/s {(last - step) / speed:5.0f} s left"
-                if step % args.sample_interval == 0 or i == n_steps:
-                    means = torch.stack(recent).mean(0)
-                    print(line, *(f"{name} {mean:7.3f}" for name, mean in zip(values, means)), sep="  ", flush=True)
-                    if not all(part.isfinite().all() for part in (means, *G.parameters(), *D.parameters())):
-                        sys.exit(f"{SCRIPT}: the training is no longer finite: lower --lr_g or --lr_d.")
-                    rows.append([epoch, step, *means.tolist()])
-                    save_grid(folder / f"{step:06}.png", **sample(average.module, D, args))
-                    recent.clear()
-                elif sys.stdout.isatty():
-                    print(line, end="\r", flush=True)
-            write_losses(folder, ["epoch", "step", *values], rows)
-            save(epoch)
-        save_grid(folder / "samples.png", **sample(average.module, D, args))
-        print(folder / "samples.png")
-    except (KeyboardInterrupt, OSError, torch.OutOfMemoryError) as error:
-        sys.exit(f"\n{SCRIPT}: {str(error) or 'stopped'}; python {SCRIPT}.py --resume '{folder}/checkpoint.pt' goes on")
+            G_avg.update_parameters(G)
+            total = total + torch.stack(list(values.values()))
+            step += 1
+            speed = (step - first_step) / (time.perf_counter() - start)
+            line = f"epoch {epoch:2}  step {step:6}/{n_steps}  {speed:5.1f} steps/s"
+            line += f"  {(n_steps - step) / speed:5.0f} s left"
+            if step % args.sample_interval and step < n_steps:
+                show_live(line)
+                continue
+            n_summed = step - (rows[-1][1] if rows else 0)
+            means = (total / n_summed).tolist()  # here, and only here, a GPU is waited for
+            total = torch.zeros_like(total)
+            numbers = [f"{name} {mean:7.3f}" for name, mean in zip(values, means)]
+            print(line, *numbers, sep="  ", flush=True)
+            check_finite(G, D)
+            rows.append([epoch, step, *means])
+            save_losses(args.folder, list(values), rows)
+            save_grid(args.folder / f"{step:06}.png", **sample(G_avg.module, D, args))
+        if step - saved_step >= args.sample_interval or step == n_steps:
+            check_finite(G, D)
+            progress = {"epoch": epoch, "step": step, "rows": rows, "total": total}
+            save_checkpoint(args.folder / "checkpoint.pt", state, data, args, progress)
+            saved_step = step
+    save_grid(args.folder / "samples.png", **sample(G_avg.module, D, args))
+    print(args.folder / "samples.png")
+
+
+def is_out_of_memory(error):
+    """Tell whether memory ran out: CUDA has an exception for it, the CPU's allocator only words."""
+    words = ("can't allocate memory", "not enough memory")
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(word in str(error) for word in words)
+
+
+def stop(args, reason, status):
+    """Exit with a sentence on stderr: the reason and the command to continue, if there is one."""
+    message = f"{SCRIPT}.py: {reason}"
+    folder = getattr(args, "folder", None)  # train sets it when data and networks are there
+    if folder and (folder / "checkpoint.pt").exists():
+        command = ["python", os.path.relpath(__file__), "--resume", str(folder / "checkpoint.pt")]
+        message += f"; to continue: {shlex.join(command)}"
+    show_live("")
+    print(message, file=sys.stderr)
+    sys.exit(status)
+
+
+def main(argv=None):
+    """Run the command line: a user's mistake gets a sentence, a bug keeps its traceback."""
+    args = parse_args(argv)
+    try:
+        saved = load_checkpoint(args.resume) if args.resume else None
+        if saved:
+            args = parse_args(argv, saved["args"])
+        check_args(args)
+        train(args, saved)
+    except KeyboardInterrupt:
+        stop(args, "stopped", 130)
+    except (ValueError, OSError) as error:
+        stop(args, error, 2)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        stop(args, "out of memory; lower --batch_size, --img_size or --width", 2)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,54 @@
-"""f-GAN: D measures an f-divergence, any row of a table, between images and samples, and G makes it small.
+"""f-GAN: D estimates an f-divergence between the data and G's images, and G makes it small.
 
-Nowozin, Cseke and Tomioka 2016, arXiv:1606.00709. Let p be the density of the data and q that of G's images, f convex
-and f*(t) = sup_u (ut - f(u)) its conjugate. Then, for every T with values in the domain of f* (eq. 4),
-    D_f(p || q) = E_q[f(p / q)] >= F = E_x[T(x)] - E_z[f*(T(G(z)))], equal at T = f'(p / q) (eq. 5).
-T = g_f(s), where s is the raw score of D, the paper's V, and g_f maps it into the domain of f* (eq. 7). D ascends F.
-G descends F (minimax) or, in practice, ascends E_z[g_f(s(G(z)))] (section 3.2). T > f'(1) says that p > q: the run
-prints the share of real images above that threshold (TPR) and of generated ones that are not (TNR).
+Nowozin, Cseke and Tomioka 2016, arXiv:1606.00709. Let p be the density of the data and q that of
+G's images, f convex, and f*(t) = sup_u (ut - f(u)) its conjugate. For every function T with values
+in the domain of f* (eq. 4)
+    D_f(p || q) = E_q[f(p / q)] >= F = E_x[T(x)] - E_z[f*(T(G(z)))],
+with equality for T = f'(p / q) (eq. 5). Here T = g_f(s): s is the raw score of D, the V of the
+paper, and g_f maps any number into the domain of f* (eq. 7). D ascends F. G descends F (minimax)
+or, in practice, ascends E_z[g_f(s(G(z)))] (section 3.2).
 
-    python fgan.py --divergence pearson    # MNIST, or drawn digits when offline; diff vanilla_gan.py fgan.py
+T > f'(1) says that p > q. A run prints how many real images are above this threshold (TPR) and how
+many generated ones are not (TNR).
 
-What to expect: squared_hellinger and jeffrey, which fail in the paper's table, learn here. total_variation collapses:
-once D has won, its tanh is flat and G gets no gradient. neyman divides by p, so that the least real images decide: it
-learns at low rates only, its default. Where p and q do not overlap, kl, reverse_kl, pearson, neyman, jeffrey and alpha
-outside (0, 1) are infinite, so that D raises F without end. minimax pushes all scores alike for reverse_kl, but turns
-G round for pearson where s < -2 and halts it for alpha > 1 where s < 1 / (1 - alpha).
+    python fgan.py                         # MNIST, or drawn digits when offline, with kl
+    python fgan.py --divergence pearson    # another row of the table
 
-Measured on MNIST (README): 16 s an epoch on two cores, torch 2.14; Frechet distance 4.7 after 20 epochs, torch 2.15.
+Parent: vanilla_gan.py. `diff vanilla_gan.py fgan.py` shows what the paper adds: a table of losses.
+
+What to expect: total_variation collapses, because its tanh is flat once D has won, so that G gets
+no gradient. neyman divides by p, so that the least real images decide; it needs the lower learning
+rates that are its default. Where p and q do not overlap, kl, reverse_kl, pearson, neyman, jeffrey
+and alpha outside (0, 1) are infinite, and D raises F without end. With minimax, the gradient of
+reverse_kl is the same for all scores, that of pearson changes its sign at s = -2, and that of
+alpha > 1 vanishes below s = 1 / (1 - alpha).
+
 Departures from the paper:
- 1. s is asinh of D's last layer r: one to one, so that D still reaches every T, but exp(s) is at most 2|r| + 1, and no
-    term of F outgrows r (but for alpha in (0.5, 1)). With s = r, one image at r = 90 makes kl infinite and D NaN.
- 2. D and G are updated in turn, not at once, so that one z serves both. Batches of 64, not 4096, give more steps in the
-    time. Learning rates are above 2e-4, D's above G's: a D that falls behind lets G collapse. PyTorch's initialisation;
-    a Gaussian z, tanh, falling rates and an average of G, as in vanilla_gan.py.
+ 1. g_f increases in s in every row, so that a high score always means a real image. In Table 6 of
+    arXiv version 1 reverse_kl, neyman and squared_hellinger have the opposite sign of the score.
+ 2. s is asinh(r), r being the output of D's last layer. D can still reach every T, but exp(s) is at
+    most 2|r| + 1: with s = r, a single image at r = 90 makes the loss of kl infinite.
+ 3. D and G are updated in turn, not at once. Batches of 64, not 4096, give more steps in the time.
+    The learning rates are above 2e-4, and D's is above G's: behind a slow D, G collapses.
+ 4. PyTorch's initialisation. z is Gaussian, images are in [-1, 1] and G ends in tanh, not sigmoid.
+ 5. The learning rates fall linearly to 0 over the second half of the run, and a running average of
+    G draws the samples: both make the samples better.
 """
-import io
+import itertools
 import math
+import os
+import shlex
+import shutil
 import sys
 import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
-from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import nn
+from torch.nn.functional import logsigmoid, softplus
 from torch.optim.swa_utils import AveragedModel
 
 from common import batches, get_device, load_data, save_grid
@@ -41,94 +56,157 @@ from common import batches, get_device, load_data, save_grid
 SCRIPT = Path(__file__).stem
 
 
-# a row of the table: functions of a tensor, elementwise, and the threshold f'(1) of T
-Divergence = namedtuple("Divergence", "f conjugate activation composed threshold")
-DIVERGENCES = ("total_variation", "kl", "reverse_kl", "pearson", "neyman", "squared_hellinger", "jeffrey",
-               "jensen_shannon", "js_weighted", "gan", "alpha")
+class Divergence(NamedTuple):
+    """A row of the paper's tables; the functions take and return a tensor, elementwise."""
+
+    activation: Callable  # g_f(v)
+    conjugate: Callable  # f*(g_f(v)), in a form that overflows only where its value does
+    threshold: float  # f'(1)
 
 
 def jeffrey_conjugate(t):
-    """sup_u ut - (u - 1) log u: its u = exp(-x) has x + exp(x) = 1 - t, solved by Newton's method."""
+    """f*(t) = sup_u (ut - (u - 1) log u), which no elementary function gives.
+
+    The best u is exp(-x), where x + exp(x) = 1 - t. Newton's method finds x; only its last step
+    carries the gradient, which is exact there.
+    """
     with torch.no_grad():
         x = torch.where(t < 0, (1 - t).clamp(min=1).log(), 1 - t)
         for _ in range(4):
             x -= (x + x.exp() - 1 + t) / (1 + x.exp())
-    x = x - (x + x.exp() - 1 + t) / (1 + x.exp())  # a last step, which carries the gradient
+    x = x - (x + x.exp() - 1 + t) / (1 + x.exp())
     return x.exp() + (-x).exp() + t - 2
 
 
+def js_weighted(pi):
+    """The Jensen-Shannon divergence with a weight of pi for the data.
+
+    f(u) = pi u log u - (1 - pi + pi u) log(1 - pi + pi u)
+    f*(t) = (1 - pi) log((1 - pi) / (1 - pi e^(t / pi)))
+    """
+
+    def conjugate(v):
+        # pi e^(t / pi) = e^(logsigmoid(v) / pi); from v = 80 on it rounds to 1, and log(1 - it)
+        # is -v - log pi
+        log_gap = torch.log(-torch.expm1(logsigmoid(v.clamp(max=81)) / pi))
+        log_gap = torch.where(v > 80, -v - math.log(pi), log_gap)
+        return (1 - pi) * (math.log(1 - pi) - log_gap)
+
+    return Divergence(lambda v: logsigmoid(v) - pi * math.log(pi), conjugate, 0)
+
+
+def alpha_divergence(a):
+    """The alpha-divergence of order a: f(u) = (u^a - 1 - a (u - 1)) / (a (a - 1))."""
+    power = a / (a - 1)
+
+    def conjugate_above_1(v):
+        # f* is constant below t = 1 / (1 - a), where no u > 0 reaches the supremum: hence the relu
+        return (torch.relu(v * (a - 1) + 1) ** power - 1) / a
+
+    def conjugate_below_1(v):
+        # ((1 - a) softplus(-v))^power from its logarithm; above 16 log(softplus(-v)) rounds to -v
+        log_softplus = torch.where(v > 16, -v, softplus(-v.clamp(max=17)).log())
+        return torch.expm1(power * (math.log(1 - a) + log_softplus)) / a
+
+    if a > 1:
+        return Divergence(lambda v: v, conjugate_above_1, 0)
+    return Divergence(lambda v: 1 / (1 - a) + logsigmoid(v), conjugate_below_1, 0)
+
+
+# Tables 1, 2, 5 and 6 of the paper: g_f(v), f*(g_f(v)), f'(1); before each row f(u) and f*(t)
+DIVERGENCES = {
+    # |u - 1| / 2, t
+    "total_variation": Divergence(lambda v: v.tanh() / 2, lambda v: v.tanh() / 2, 0),
+    # u log u, e^(t - 1)
+    "kl": Divergence(lambda v: v, lambda v: torch.exp(v - 1), 1),
+    # -log u, -1 - log(-t)
+    "reverse_kl": Divergence(lambda v: -torch.exp(-v), lambda v: v - 1, -1),
+    # (u - 1)^2, t^2 / 4 + t
+    "pearson": Divergence(lambda v: v, lambda v: v**2 / 4 + v, 0),
+    # (1 - u)^2 / u, 2 - 2 sqrt(1 - t)
+    "neyman": Divergence(lambda v: -torch.expm1(-v), lambda v: -2 * torch.expm1(-v / 2), 0),
+    # (sqrt(u) - 1)^2, t / (1 - t)
+    "squared_hellinger": Divergence(lambda v: -torch.expm1(-v), torch.expm1, 0),
+    # (u - 1) log u, see jeffrey_conjugate
+    "jeffrey": Divergence(lambda v: v, jeffrey_conjugate, 0),
+    # u log u - (u + 1) log((u + 1) / 2), -log(2 - e^t)
+    "jensen_shannon": Divergence(
+        lambda v: math.log(2) + logsigmoid(v), lambda v: softplus(v) - math.log(2), 0
+    ),
+    # u log u - (u + 1) log(u + 1), -log(1 - e^t)
+    "gan": Divergence(logsigmoid, softplus, -math.log(2)),
+}
+
+
 def divergence(args):
-    """The row that --divergence names, of the paper's Tables 1, 2, 5 and 6: f(u), conjugate f*(t), activation g_f(v),
-    composed f*(g_f(v)), in a form that overflows only where its value does, and f'(1)."""
-    a, p, log, exp, expm1 = args.alpha, args.pi, torch.log, torch.exp, torch.expm1
-    sp, ls = nn.functional.softplus, nn.functional.logsigmoid  # log(1 + exp(v)), -log(1 + exp(-v))
-    return Divergence(*{
-        "total_variation": (lambda u: (u - 1).abs() / 2, lambda t: t,
-                            lambda v: v.tanh() / 2, lambda v: v.tanh() / 2, 0),
-        "kl": (lambda u: u * log(u), lambda t: exp(t - 1), lambda v: v, lambda v: exp(v - 1), 1),
-        "reverse_kl": (lambda u: -log(u), lambda t: -1 - log(-t), lambda v: -exp(-v), lambda v: v - 1, -1),
-        "pearson": (lambda u: (u - 1)**2, lambda t: t**2 / 4 + t, lambda v: v, lambda v: v**2 / 4 + v, 0),
-        "neyman": (lambda u: (1 - u)**2 / u, lambda t: 2 - 2 * (1 - t)**0.5,
-                   lambda v: -expm1(-v), lambda v: -2 * expm1(-v / 2), 0),
-        "squared_hellinger": (lambda u: (u**0.5 - 1)**2, lambda t: t / (1 - t),
-                              lambda v: -expm1(-v), lambda v: expm1(v), 0),
-        "jeffrey": (lambda u: (u - 1) * log(u), jeffrey_conjugate, lambda v: v, jeffrey_conjugate, 0),
-        "jensen_shannon": (lambda u: u * log(u) - (u + 1) * log((1 + u) / 2), lambda t: -log(2 - exp(t)),
-                           lambda v: math.log(2) + ls(v), lambda v: sp(v) - math.log(2), 0),
-        "js_weighted": (lambda u: p * u * log(u) - (1 - p + p * u) * log(1 - p + p * u),
-                        lambda t: (1 - p) * log((1 - p) / (1 - p * exp(t / p))), lambda v: -p * math.log(p) + ls(v),
-                        lambda v: (1 - p) * (math.log(1 - p) + torch.where(
-                            v > 80, v + math.log(p), -log(-expm1(ls(v.clamp(max=81)) / p)))), 0),
-        "gan": (lambda u: u * log(u) - (u + 1) * log(u + 1), lambda t: -log(1 - exp(t)), ls, sp, -math.log(2)),
-        "alpha": (lambda u: (u**a - 1 - a * (u - 1)) / (a * (a - 1)),
-                  lambda t: ((t * (a - 1) + 1).relu()**(a / (a - 1)) - 1) / a,
-                  lambda v: v if a > 1 else 1 / (1 - a) + ls(v),
-                  lambda v: ((v * (a - 1) + 1).relu()**(a / (a - 1)) - 1) / a if a > 1 else
-                  expm1(a / (a - 1) * (math.log(1 - a) + torch.where(v > 16, -v, log(sp(-v.clamp(max=17)))))) / a, 0),
-    }[args.divergence])
+    """Return the row that the options name."""
+    if args.divergence == "js_weighted":
+        return js_weighted(args.pi)
+    if args.divergence == "alpha":
+        return alpha_divergence(args.alpha)
+    return DIVERGENCES[args.divergence]
 
 
 def parse_args(argv=None, saved=None):
-    """The options; one that argv does not give has its saved value or, without one, its default."""
-    parser = ArgumentParser(SCRIPT, description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"{SCRIPT}: {message}\n")
+    """Parse the command line; what it leaves out has its saved value or else its default."""
+    parser = ArgumentParser(
+        prog=f"{SCRIPT}.py",
+        usage="%(prog)s [options]",
+        description="Train an f-GAN.",
+        formatter_class=ArgumentDefaultsHelpFormatter,
+    )
     add = parser.add_argument
     add("--n_epochs", type=int, default=20, help="passes over the data")
     add("--batch_size", type=int, default=64, help="images per step")
-    add("--lr_g", type=float, default=None, help="Adam: learning rate of the generator (None: 1e-3, neyman 2e-4)")
-    add("--lr_d", type=float, default=None, help="Adam: learning rate of the discriminator (None: 2e-3, neyman 4e-4)")
-    add("--b1", type=float, default=0.5, help="Adam: decay of the gradients' running mean")
-    add("--b2", type=float, default=0.999, help="Adam: decay of their squares' running mean")
+    add("--lr_g", type=float,
+        help="Adam: learning rate of the generator (None: 1e-3, for neyman 2e-4)")
+    add("--lr_d", type=float,
+        help="Adam: learning rate of the discriminator (None: 2e-3, for neyman 4e-4)")
+    add("--b1", type=float, default=0.5, help="Adam: decay of the running mean of the gradients")
+    add("--b2", type=float, default=0.999, help="Adam: decay of the running mean of their squares")
     add("--latent_dim", type=int, default=100, help="dimension of z")
-    add("--img_size", type=int, help="side of the images (None: the dataset's own, 64 for a folder)")
-    add("--dataset", default="auto", help="auto, mnist, fashion, cifar10, glyphs or a folder of images")
-    add("--data_dir", default="data", help="where the datasets lie, or are downloaded to")
-    add("--sample_interval", type=int, default=500, help="steps between two printed lines and grids")
-    add("--out_dir", default=f"runs/{SCRIPT}", help="folder of the run; -2, -3, ... is added when one lies there")
-    add("--resume", metavar="CHECKPOINT", help="go on with this run, its options and its folder")
+    add("--img_size", type=int, help="side of the images (None: that of the dataset)")
+    add("--dataset", default="auto",
+        help="auto, mnist, fashion, cifar10, glyphs or a folder of images")
+    add("--data_dir", default="data", help="directory of the downloaded datasets")
+    add("--sample_interval", type=int, default=500,
+        help="steps from one grid to the next, and at least from one checkpoint to the next")
+    add("--out_dir",
+        help="folder of the run; -2, -3, ... is appended if it already holds one "
+        "(None: runs/SCRIPT or, with --resume, the folder of the checkpoint)")
+    add("--resume", metavar="CHECKPOINT",
+        help="continue this run with its options, except those given here")
     add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
     add("--cuda", action="store_true", help="train on a CUDA device")
-    add("--divergence", choices=DIVERGENCES, default="kl", help="what D measures and G makes small")
-    add("--pi", type=float, default=0.3, help="js_weighted: weight of the data, in (0, 1)")
-    add("--alpha", type=float, default=1.5, help="alpha: its order, not 0, nor within 0.1 of 1")
-    add("--generator_loss", choices=["trick", "minimax"], default="trick", help="ascend E[g_f], or descend F")
+    add("--bf16", action="store_true",
+        help="compute in bfloat16: faster on a GPU, or a CPU with bfloat16 instructions")
+    add("--divergence", choices=[*DIVERGENCES, "js_weighted", "alpha"], default="kl",
+        help="what D estimates and G makes small")
+    add("--pi", type=float, default=0.3, help="js_weighted: weight of the data, between 0 and 1")
+    add("--alpha", type=float, default=1.5,
+        help="alpha: order, not 0 and not within 0.1 of 1, where it tends to kl")
+    add("--loss", choices=["trick", "minimax"], default="trick",
+        help="G ascends E[g_f(s)] or descends F")
     args = parser.parse_args(argv, Namespace(**saved or {}))
-    lr_g, lr_d = (2e-4, 4e-4) if args.divergence == "neyman" else (1e-3, 2e-3)
-    args.lr_g = lr_g if args.lr_g is None else args.lr_g
-    args.lr_d = lr_d if args.lr_d is None else args.lr_d
+    if args.lr_g is None:
+        args.lr_g = 2e-4 if args.divergence == "neyman" else 1e-3
+    if args.lr_d is None:
+        args.lr_d = 4e-4 if args.divergence == "neyman" else 2e-3
     return args
 
 
 class Generator(nn.Module):
-    """z (N, latent_dim) -> images (N, C, H, W) in [-1, 1]."""
+    """z (N, latent_dim) -> images (N, C, H, H) in [-1, 1]."""
 
     def __init__(self, latent_dim, img_shape):
         super().__init__()
         self.latent_dim = latent_dim
+        self.config = {"latent_dim": latent_dim, "img_shape": img_shape}
         self.layers = nn.Sequential(
             nn.Linear(latent_dim, 1200), nn.BatchNorm1d(1200), nn.ReLU(),
             nn.Linear(1200, 1200), nn.BatchNorm1d(1200), nn.ReLU(),
-            nn.Linear(1200, math.prod(img_shape)), nn.Tanh(), nn.Unflatten(1, img_shape),
+            nn.Linear(1200, math.prod(img_shape)), nn.Tanh(),
+            nn.Unflatten(1, img_shape),
         )
 
     def forward(self, z):
@@ -136,178 +214,323 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (N, C, H, W) -> raw scores s (N, 1), the paper's V(x)."""
+    """Images (N, C, H, H) -> raw scores s (N, 1), the V(x) of the paper."""
 
     def __init__(self, img_shape):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Flatten(), nn.Linear(math.prod(img_shape), 240), nn.ELU(),
+            nn.Flatten(),
+            nn.Linear(math.prod(img_shape), 240), nn.ELU(),
             nn.Linear(240, 240), nn.ELU(),
             nn.Linear(240, 1),
         )
 
     def forward(self, x):
-        return self.layers(x).asinh()
+        r = self.layers(x).float()  # float32, even with --bf16: the losses need it
+        return r.asinh()  # grows like log(2r), so that exp(s) stays finite
 
 
 def discriminator_loss(s_real, s_fake, args):
-    """-F (eq. 7) from raw scores (N, 1): -(E[g_f(s(x))] - E[f*(g_f(s(G(z))))])."""
-    row = divergence(args)
-    return -(row.activation(s_real).mean() - row.composed(s_fake).mean())
+    """-F = -(E[g_f(s(x))] - E[f*(g_f(s(G(z))))]) (eq. 7) from raw scores (N, 1)."""
+    f = divergence(args)
+    return -(f.activation(s_real).mean() - f.conjugate(s_fake).mean())
 
 
 def generator_loss(s_fake, args):
-    """-E[g_f(s(G(z)))] (section 3.2) or, for minimax, -E[f*(g_f(s(G(z))))], from scores (N, 1) of generated images."""
-    row = divergence(args)
-    return -(row.composed if args.generator_loss == "minimax" else row.activation)(s_fake).mean()
+    """-E[g_f(s(G(z)))] (section 3.2), or -E[f*(g_f(s(G(z))))] for minimax, from scores (N, 1)."""
+    f = divergence(args)
+    if args.loss == "minimax":
+        return -f.conjugate(s_fake).mean()
+    return -f.activation(s_fake).mean()
 
 
 def train_step(G, D, opt_G, opt_D, x, y, args):
-    """A step of D, one of G on images x (N, C, H, W), labels y (N,). Returns losses, mean raw scores, F, which is at
-    most D_f(p || q) but for the noise of a batch, and the shares of images on their side of f'(1); detached."""
+    """Update D, then G, on images x (N, C, H, H). Conditional scripts use the labels y (N,).
+
+    Returns by name, as detached scalars on the device, the losses, the mean raw scores, F, which is
+    at most D_f(p || q), and the shares of images on their side of the threshold f'(1).
+    """
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     fake = G(z)
 
-    # (1) Update D: score x up and G(z) down. G is detached, so this step leaves it alone.
-    s_real, s_fake = D(x), D(fake.detach())
+    # (1) Update D: ascend F = g_f(s(x)) - f*(g_f(s(G(z)))). detach() leaves G alone.
+    s_real = D(x)
+    s_fake = D(fake.detach())
     loss_D = discriminator_loss(s_real, s_fake, args)
     opt_D.zero_grad()
     loss_D.backward()
     opt_D.step()
 
-    # (2) Update G: have the new D score the same G(z) up. inputs= spares the gradients of D, which nobody needs here.
+    # (2) Update G: ascend g_f(s(G(z))) with the new D. inputs= skips the gradients of D's weights.
     loss_G = generator_loss(D(fake), args)
     opt_G.zero_grad()
     loss_G.backward(inputs=list(G.parameters()))
     opt_G.step()
-    row = divergence(args)
-    values = {"loss_D": loss_D, "loss_G": loss_G, "s(x)": s_real.mean(), "s(G(z))": s_fake.mean(), "F": -loss_D,
-              "TPR": (row.activation(s_real) > row.threshold).float().mean(),
-              "TNR": (row.activation(s_fake) <= row.threshold).float().mean()}
+
+    values = {"loss_D": loss_D, "loss_G": loss_G, "s(x)": s_real.mean(), "s(G(z))": s_fake.mean()}
+    f = divergence(args)
+    values["F"] = -loss_D
+    values["TPR"] = (f.activation(s_real) > f.threshold).float().mean()
+    values["TNR"] = (f.activation(s_fake) <= f.threshold).float().mean()
     return {name: value.detach() for name, value in values.items()}
+
+
+def running_average(average, weight, n):
+    """Average a weight of G over about the last tenth of n steps, at most over the last 500."""
+    share = (10 / (n + 10)).clamp(min=1 / 500)  # a tensor, as n is: int(n) would wait for the GPU
+    return average + (weight - average) * share
+
+
+def real_images(data, args):
+    """Pick 64 images from all over the data, as save_grid's arguments."""
+    index = torch.linspace(0, len(data.images) - 1, 64).long()
+    return {"images": data.images[index] / 127.5 - 1, "n_columns": 8}
 
 
 @torch.no_grad()
 def sample(G, D, args):
-    """The picture, as save_grid's arguments: 64 images, of the same z at every call."""
+    """Draw 64 samples as save_grid's arguments; every call has the same z."""
     z = torch.randn(64, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
-    training = G.training
-    images = G.eval()(z.to(next(G.parameters()).device))
-    G.train(training)
+    images = G(z.to(next(G.parameters()).device))
     return {"images": images, "n_columns": 8}
 
 
-def setup(args, device):
-    """The data, and the arguments of the two networks that fit it."""
-    if not 0 < args.pi < 1 or args.alpha == 0 or not 0.1 <= round(abs(args.alpha - 1), 6) < math.inf:
-        raise ValueError("--pi must lie between 0 and 1, --alpha be finite, not 0 nor within 0.1 of 1 (kl).")
-    data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed)
-    shape = tuple(data.images.shape[1:])
-    return data, {"latent_dim": args.latent_dim, "img_shape": shape}, {"img_shape": shape}
+def build(args, device):
+    """Load the data, and make G and D for the shape of its images."""
+
+    def check(n_images, classes):
+        if args.batch_size > n_images:
+            raise ValueError(f"--batch_size {args.batch_size} is more than the {n_images} images.")
+
+    data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed, check=check)
+    img_shape = tuple(data.images.shape[1:])
+    G = Generator(args.latent_dim, img_shape).to(device)
+    D = Discriminator(img_shape).to(device)
+    return data, G, D
+
+
+def check_args(args):
+    """Raise ValueError for a value that no run can have."""
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--{name} must be a finite number, not {value}.")
+    at_least = {
+        "n_epochs": 1, "batch_size": 2, "lr_g": 0, "lr_d": 0, "b1": 0, "b2": 0, "latent_dim": 1,
+        "width": 1, "img_size": 8, "sample_interval": 1, "seed": 0,
+    }
+    for name, minimum in at_least.items():
+        value = getattr(args, name, None)
+        if value is not None and value < minimum:
+            raise ValueError(f"--{name} must be at least {minimum}, not {value}.")
+    if not 0 < args.pi < 1:
+        raise ValueError(f"--pi must be between 0 and 1, not {args.pi}.")
+    if args.alpha == 0 or abs(args.alpha - 1) < 0.1 - 1e-9:
+        raise ValueError(f"--alpha must not be 0 or within 0.1 of 1, as {args.alpha} is.")
+    for name, limit in {"b1": 1, "b2": 1, "seed": 2**32}.items():
+        if getattr(args, name) >= limit:
+            raise ValueError(f"--{name} must be less than {limit}, not {getattr(args, name)}.")
+
+
+def check_finite(G, D):
+    """Raise ValueError if a weight is no longer a finite number."""
+    if not all(weight.isfinite().all() for weight in (*G.parameters(), *D.parameters())):
+        raise ValueError("the training has diverged; lower --lr_g or --lr_d")
+
+
+def new_folder(args):
+    """Claim the folder of the run: that of the checkpoint that it continues, or a new one."""
+    if args.resume and not args.out_dir and Path(args.resume).name == "checkpoint.pt":
+        folder = Path(args.resume).parent
+        (folder / "losses.csv").open("a").close()  # if it can't be written, fail now
+        return folder
+    wanted = Path(args.out_dir or f"runs/{SCRIPT}")
+    for i in itertools.count(1):
+        folder = wanted if i == 1 else Path(f"{wanted}-{i}")
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / "losses.csv").open("x").close()
+            return folder
+        except FileExistsError:  # it belongs to another run, perhaps one that started just now
+            continue
+
+
+def save_checkpoint(path, state, data, args, progress):
+    """Write what --resume and load_generator need; the file is whole at any moment."""
+    checkpoint = {
+        "script": SCRIPT,
+        "args": vars(args) | {"dataset": data.name},  # not auto, which may find other data later
+        "classes": data.classes,
+        "config_G": state["G"].config,
+        "rng": torch.get_rng_state(),
+        "rng_cuda": torch.cuda.get_rng_state_all() if args.cuda else [],
+        **progress,
+    }
+    for name in ("folder", "out_dir", "resume"):  # the place of a run is not part of it
+        del checkpoint["args"][name]
+    for name, part in state.items():
+        checkpoint[name] = part.state_dict()
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path):
-    """A checkpoint of this script, on the CPU. Raises ValueError when the file is none."""
+    """Read a checkpoint of this script onto the CPU; raise ValueError if the file is not one."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if checkpoint["script"] != SCRIPT:
-            raise ValueError(f"it is one of {checkpoint['script']}")
+        script = checkpoint["script"]
     except Exception as error:  # torch.load answers a damaged or foreign file in a dozen ways
-        raise ValueError(f"{path} is no checkpoint of {SCRIPT}: {str(error).partition(chr(10))[0]}.") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is not a checkpoint of {SCRIPT}.py: {reason}") from error
+    if script != SCRIPT:
+        raise ValueError(f"{path} is not a checkpoint of {SCRIPT}.py but of {script}.py.")
     return checkpoint
 
 
+def restore(saved, state, data, args):
+    """Put networks, optimizers and random state back; raise ValueError if they do not fit."""
+    if saved["classes"] != data.classes:
+        raise ValueError(f"{args.resume} was trained on other classes than {args.dataset} has.")
+    for name, value in state["G"].config.items():
+        if saved["config_G"][name] != value:
+            raise ValueError(f"{args.resume} has {name} {saved['config_G'][name]}, not {value}.")
+    for name, part in state.items():
+        part.load_state_dict(saved[name])
+    for name in ("opt_G", "opt_D"):
+        state[name].param_groups[0]["betas"] = (args.b1, args.b2)  # perhaps new ones
+    torch.set_rng_state(saved["rng"])
+    torch.cuda.set_rng_state_all(saved["rng_cuda"][: torch.cuda.device_count()])
+
+
 def load_generator(path):
-    """The trained generator of a checkpoint, in eval mode, on the CPU."""
+    """Load the trained generator of a checkpoint: the running average, in eval mode, on the CPU."""
     checkpoint = load_checkpoint(path)
     G = AveragedModel(Generator(**checkpoint["config_G"]))
-    G.load_state_dict(checkpoint["average"])
+    G.load_state_dict(checkpoint["G_avg"])
     return G.module.eval()
 
 
-def write_losses(folder, names, rows):
-    """losses.csv, and its columns as the curves of losses.png."""
-    (folder / "losses.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in [names, *rows]))
+def save_losses(folder, names, rows):
+    """Write losses.csv, and draw its columns against the step as losses.png."""
+    from matplotlib.figure import Figure  # here: common.py makes the import safe in a notebook
+
+    lines = [",".join(map(str, row)) for row in [["epoch", "step", *names], *rows]]
+    (folder / "losses.csv").write_text("\n".join(lines) + "\n")
     axes = Figure(figsize=(8, 5), layout="constrained").subplots()
-    axes.plot([row[1] for row in rows], [row[2:] for row in rows], marker=".", label=names[2:])
-    axes.legend(title="against the step")
+    steps = [row[1] for row in rows]
+    for i, name in enumerate(names):
+        axes.plot(steps, [row[2 + i] for row in rows], marker=".", label=name)
+    axes.set_xlabel("step")
+    axes.legend()
     axes.figure.savefig(folder / "losses.png")
 
 
-def main(argv=None):
-    """One run: train for n_epochs and leave grids, losses and a checkpoint in a folder of its own."""
-    args, saved, done, rows, recent = parse_args(argv), None, 0, [], []
-    try:
-        if args.resume:
-            saved = load_checkpoint(args.resume)
-            args = parse_args(argv, saved["args"])
-        if min(args.n_epochs, args.latent_dim, args.sample_interval, args.batch_size - 1) < 1:
-            raise ValueError("--batch_size must be at least 2; --n_epochs, --latent_dim and --sample_interval, 1.")
-        device = get_device(args.cuda)
-        torch.manual_seed(args.seed)
-        data, config_G, config_D = setup(args, device)
-        if args.batch_size > len(data.images):
-            raise ValueError(f"--batch_size {args.batch_size} is more than the {len(data.images)} images.")
-        G, D = Generator(**config_G).to(device), Discriminator(**config_D).to(device)
-        opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
-        opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
-        average = AveragedModel(G, use_buffers=True,  # of about the last tenth of the steps, 500 at most
-                                avg_fn=lambda old, new, n: old.float().lerp_(new.float(), (10 / (n + 10)).clamp(0.002)))
-        parts = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "average": average}
-        if saved:
-            for name, part in parts.items():
-                part.load_state_dict(saved[name])
-            done, rows = saved["epoch"], saved["rows"]
-            torch.set_rng_state(saved["rng"])
-            torch.cuda.set_rng_state_all(saved["cuda"][:torch.cuda.device_count()])
-        folder, i = Path(args.resume).parent if saved else Path(args.out_dir), 2
-        while not saved and (folder / "losses.csv").exists():
-            folder, i = Path(f"{Path(args.out_dir)}-{i}"), i + 1
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "losses.csv").open("a" if saved else "x").close()  # the folder is taken from here on
-    except (KeyboardInterrupt, OSError, ValueError, RuntimeError, LookupError) as error:
-        print(f"{SCRIPT}: {' '.join(str(error).split())[:300] or 'stopped'}", file=sys.stderr)
-        sys.exit(2)
+def show_live(line):
+    """Rewrite the last line of a terminal; print nothing to a file or a pipe."""
+    if sys.stdout and sys.stdout.isatty():
+        columns = shutil.get_terminal_size().columns - 1
+        print(line[:columns].ljust(columns), end="\r", flush=True)
 
-    def save(epoch):
-        state = {"script": SCRIPT, "args": vars(args) | {"dataset": data.name, "out_dir": None, "resume": None},
-                 "config_G": config_G, "epoch": epoch, "rows": rows, "rng": torch.get_rng_state(),
-                 "cuda": torch.cuda.get_rng_state_all() if args.cuda else []}
-        torch.save(state | {name: part.state_dict() for name, part in parts.items()}, buffer := io.BytesIO())
-        (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())
-        (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")  # killed at any moment, it leaves a whole file
 
-    n_steps, start, step = len(data.images) // args.batch_size, time.perf_counter(), rows[-1][1] if rows else 0
-    first, last = step, step + (args.n_epochs - done) * n_steps
-    try:
-        if not saved:
-            save(0)
-        for epoch in range(done + 1, args.n_epochs + 1):
-            for i, (x, y) in enumerate(batches(data, args.batch_size), 1):
-                for opt in (opt_G, opt_D):  # constant over the first half of the run, then linearly to 0
-                    opt.param_groups[0].update(opt.defaults, lr=opt.defaults["lr"] * min(1, 2 * (1 - step / last)))
+def train(args, saved=None):
+    """Train to args.n_epochs, from the start or from a checkpoint, and leave the run's files."""
+    device = get_device(args.cuda)
+    torch.manual_seed(args.seed)
+    data, G, D = build(args, device)
+    opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
+    opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
+    G_avg = AveragedModel(G, avg_fn=running_average, use_buffers=True).eval()  # draws the samples
+    state = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "G_avg": G_avg}
+    # rows: the lines of losses.csv; total: the sum of train_step's values since the last of them
+    progress = {"epoch": 0, "step": 0, "rows": [], "total": torch.zeros(())}
+    if saved:
+        restore(saved, state, data, args)
+        progress = {name: saved[name] for name in progress}
+    args.folder = new_folder(args)
+    save_grid(args.folder / "real.png", **real_images(data, args))
+    if not saved or args.folder != Path(args.resume).parent:  # a new folder
+        save_checkpoint(args.folder / "checkpoint.pt", state, data, args, progress)
+
+    rows = progress["rows"]
+    total = progress["total"].to(device)
+    step = first_step = saved_step = progress["step"]
+    n_steps = step + (args.n_epochs - progress["epoch"]) * (len(data.images) // args.batch_size)
+    start = time.perf_counter()
+    for epoch in range(progress["epoch"] + 1, args.n_epochs + 1):
+        for x, y in batches(data, args.batch_size):
+            decay = min(1, 2 * (1 - step / n_steps))  # 1 for half of the run, then linearly to 0
+            opt_G.param_groups[0]["lr"] = decay * args.lr_g
+            opt_D.param_groups[0]["lr"] = decay * args.lr_d
+            # no cache: it would keep the bfloat16 copy of D's weights from before its update
+            with torch.autocast(device.type, torch.bfloat16, args.bf16, cache_enabled=False):
                 values = train_step(G, D, opt_G, opt_D, x, y, args)
-                average.update_parameters(G)
-                recent.append(torch.stack(list(values.values())))
-                step += 1
-                speed = (step - first) / (time.perf_counter() - start)
-                line = f"epoch {epoch:2} step {step:6}/{last} {speed:5.1f} steps/s {(last - step) / speed:5.0f} s left"
-                if step % args.sample_interval == 0 or i == n_steps:
-                    means = torch.stack(recent).mean(0)
-                    print(line, *(f"{name} {mean:7.3f}" for name, mean in zip(values, means)), sep="  ", flush=True)
-                    if not all(part.isfinite().all() for part in (means, *G.parameters(), *D.parameters())):
-                        sys.exit(f"{SCRIPT}: the training is no longer finite: lower --lr_g or --lr_d.")
-                    rows.append([epoch, step, *means.tolist()])
-                    save_grid(folder / f"{step:06}.png", **sample(average.module, D, args))
-                    recent.clear()
-                elif sys.stdout.isatty():
-                    print(line, end="\r", flush=True)
-            write_losses(folder, ["epoch", "step", *values], rows)
-            save(epoch)
-        save_grid(folder / "samples.png", **sample(average.module, D, args))
-        print(folder / "samples.png")
-    except (KeyboardInterrupt, OSError, torch.OutOfMemoryError) as error:
-        sys.exit(f"\n{SCRIPT}: {str(error) or 'stopped'}; python {SCRIPT}.py --resume '{folder}/checkpoint.pt' goes on")
+            G_avg.update_parameters(G)
+            total = total + torch.stack(list(values.values()))
+            step += 1
+            speed = (step - first_step) / (time.perf_counter() - start)
+            line = f"epoch {epoch:2}  step {step:6}/{n_steps}  {speed:5.1f} steps/s"
+            line += f"  {(n_steps - step) / speed:5.0f} s left"
+            if step % args.sample_interval and step < n_steps:
+                show_live(line)
+                continue
+            n_summed = step - (rows[-1][1] if rows else 0)
+            means = (total / n_summed).tolist()  # here, and only here, a GPU is waited for
+            total = torch.zeros_like(total)
+            numbers = [f"{name} {mean:7.3f}" for name, mean in zip(values, means)]
+            print(line, *numbers, sep="  ", flush=True)
+            check_finite(G, D)
+            rows.append([epoch, step, *means])
+            save_losses(args.folder, list(values), rows)
+            save_grid(args.folder / f"{step:06}.png", **sample(G_avg.module, D, args))
+        if step - saved_step >= args.sample_interval or step == n_steps:
+            check_finite(G, D)
+            progress = {"epoch": epoch, "step": step, "rows": rows, "total": total}
+            save_checkpoint(args.folder / "checkpoint.pt", state, data, args, progress)
+            saved_step = step
+    save_grid(args.folder / "samples.png", **sample(G_avg.module, D, args))
+    print(args.folder / "samples.png")
+
+
+def is_out_of_memory(error):
+    """Tell whether memory ran out: CUDA has an exception for it, the CPU's allocator only words."""
+    words = ("can't allocate memory", "not enough memory")
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(word in str(error) for word in words)
+
+
+def stop(args, reason, status):
+    """Exit with a sentence on stderr: the reason and the command to continue, if there is one."""
+    message = f"{SCRIPT}.py: {reason}"
+    folder = getattr(args, "folder", None)  # train sets it when data and networks are there
+    if folder and (folder / "checkpoint.pt").exists():
+        command = ["python", os.path.relpath(__file__), "--resume", str(folder / "checkpoint.pt")]
+        message += f"; to continue: {shlex.join(command)}"
+    show_live("")
+    print(message, file=sys.stderr)
+    sys.exit(status)
+
+
+def main(argv=None):
+    """Run the command line: a user's mistake gets a sentence, a bug keeps its traceback."""
+    args = parse_args(argv)
+    try:
+        saved = load_checkpoint(args.resume) if args.resume else None
+        if saved:
+            args = parse_args(argv, saved["args"])
+        check_args(args)
+        train(args, saved)
+    except KeyboardInterrupt:
+        stop(args, "stopped", 130)
+    except (ValueError, OSError) as error:
+        stop(args, error, 2)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        stop(args, "out of memory; lower --batch_size, --img_size or --width", 2)
 
 
 if __name__ == "__main__":
