@@ -8,6 +8,7 @@ Every error that a user can cause is an OSError or a ValueError whose message is
 """
 import contextlib
 import functools
+import math
 import os
 import socket
 import sys
@@ -223,7 +224,7 @@ def save_grid(path, images, n_columns, title="", rows=(), columns=(), captions=(
     """
     n, _, height, width = images.shape
     n_columns = min(n_columns, n)
-    n_rows = -(-n // n_columns)
+    n_rows = math.ceil(n / n_columns)
     gap = 8 if captions else 2  # pixels between two images
     scale = 2  # dots per pixel
     levels = ((images.detach().cpu().float() + 1) * 127.5).round().clamp(0, 255).byte()
@@ -519,9 +520,9 @@ def _load_folder(folder, img_size, train, check):
         paths, names, left_out = _find_labelled_images(test_folder)
         unknown = set(names) - set(classes)
         if unknown:
-            raise ValueError(
-                f'{test_folder} has "{min(unknown)}", which is not a class of {train_folder}.'
-            )
+            name = min(unknown)
+            what = f'a class "{name}"' if name else "images without a class"
+            raise ValueError(f"{test_folder} has {what}, unlike {train_folder}.")
     if test_folder:
         parts = train_folder.name, "test", "val"
         beside = [path for path in _visible(folder) if path.name not in parts]
@@ -633,7 +634,7 @@ def _decode_all(paths, use):
     try:
         with ThreadPoolExecutor() as pool, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on odd files that it reads all the same
-            for done in range(0, len(paths), 64):  # so few at a time that Ctrl-C does not wait
+            for done in range(0, len(paths), 64):  # a short queue, for Ctrl-C and for the count
                 if live:
                     print(f"\r{done} of {len(paths)} images", end="", flush=True)
                 chunk = range(done, min(done + 64, len(paths)))
@@ -666,7 +667,7 @@ def _open_image(path):
         with Image.open(path) as file:
             file.load()
             image = _upright(file)
-        if image.mode[0] in "IF":
+        if image.mode.startswith(("I", "F")):
             image = _scaled_to_bytes(image, file.format)
         if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
             return image.convert("RGB"), False
@@ -677,7 +678,7 @@ def _open_image(path):
     except MemoryError:
         raise
     except Exception as error:  # Pillow answers a damaged, huge or foreign file in a dozen ways
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = "its content is not that of an image"
         raise OSError(f"{path} can't be read as an image ({reason})") from error

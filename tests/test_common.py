@@ -236,6 +236,7 @@ def test_labels_stand_beside_what_they_name(tmp_path):
     down = 2 * 30  # dots from one image to the next
     assert ink["rows", 1] - ink["rows", 0] == pytest.approx([down, 0], abs=1)
     assert ink["columns", 2] - ink["columns", 0] == pytest.approx([0, 2 * down], abs=1)
+    assert abs(ink["rows", 0][0] - 40) < 3 and abs(ink["columns", 0][1] - 40) < 3  # centred
     wide = 2 * 36  # captions need more room
     assert ink["captions", 5] - ink["captions", 0] == pytest.approx([wide, 2 * wide], abs=1)
     y, x = ink["captions", 0].tolist()
@@ -446,10 +447,10 @@ def test_images_are_turned_upright(orientation, first_row, first_column, suffix,
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\x05\0cut"])
-def test_damaged_exif_data_does_not_spoil_an_image(exif, tmp_path, capsys):
+def test_damaged_exif_data_does_not_spoil_an_image(exif, tmp_path, capsys, recwarn):
     draw(tmp_path / "a.png", exif=exif)
     assert halves(load_data(tmp_path, img_size=8).images[0]) == [[255, 255], [0, 0], [0, 0]]
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "" and not recwarn.list
 
 
 def test_cmyk_and_animations(tmp_path):
@@ -520,8 +521,23 @@ def test_a_folder_with_a_training_and_a_test_set(test_name, tmp_path, capsys):
     left_out = f"left out: 1 file or folder beside train and {test_name}\n"
     assert capsys.readouterr().out.endswith(left_out)
     draw(tmp_path / test_name / "dog" / "a.png")
-    with pytest.raises(ValueError, match='has "dog", which is not a class of'):
+    with pytest.raises(ValueError, match='has a class "dog", unlike'):
         load_data(tmp_path, train=False)
+
+
+def test_a_test_set_without_classes_does_not_fit_a_training_set_with_classes(tmp_path):
+    draw(tmp_path / "train" / "ant" / "a.png")
+    draw(tmp_path / "test" / "a.png")
+    assert load_data(tmp_path, img_size=8).classes == ["ant"]
+    with pytest.raises(ValueError, match="has images without a class, unlike"):
+        load_data(tmp_path, train=False)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    """A shell leaves it as it is in --dataset=~/pictures."""
+    draw(tmp_path / "pictures" / "a.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load_data("~/pictures", img_size=8).images) == 1
 
 
 def test_a_class_may_be_called_train(tmp_path):
