@@ -1,95 +1,191 @@
-"""Shapes, ranges and starting weights."""
+"""Shapes, ranges, kinds of layers and starting weights, without a word on where a layer stands."""
+import importlib
+import math
+
 import pytest
 import torch
-from conftest import codes, first, networks
+from conftest import CONVOLUTIONAL, batch, calls, codes, discriminate, generate, networks
 from torch import nn
 
-import cogan
 import dcgan
-import lsgan
 from common import draw_glyphs
 
-SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64)]
+WEIGHTED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_generator_draws_images_of_the_shape_of_the_data_in_the_range_of_tanh(script, shape):
-    options = ["--domain", "negative"] if script.__name__ == "cogan" else []  # edge starts dark
+@pytest.fixture(params=CONVOLUTIONAL)
+def convolutional(request):
+    """The module of each convolutional script in turn."""
+    return importlib.import_module(request.param)
+
+
+def small(script):
+    """Options of narrow networks."""
+    return ["--width", "4"] if script.__name__ in CONVOLUTIONAL else []
+
+
+def seen_in_g(script, shape, n=2, options=()):
+    """The calls of the layers of G for n images of that shape."""
     G = networks(script, shape, options=options)[0]
-    images = G(100 * torch.randn(8, 16), *codes(script, 8))
-    assert G.latent_dim == 16
-    if script.__name__ == "cogan":
-        assert images[1].shape == (8, *shape)
-        images = images[0]
-    assert images.shape == (8, *shape)
-    assert images.abs().max() <= 1 and images.min() < -0.1 and images.max() > 0.1
+    return calls(G, torch.randn(n, G.latent_dim), *codes(script, n))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_discriminator_returns_raw_scores(script, shape):
-    D = networks(script, shape)[1]
-    images = torch.rand(8, *shape) * 2 - 1
-    more = {"cgan": codes(script, 8), "cogan": (images,)}.get(script.__name__, ())
-    assert first(D(images, *more)).shape == (8, 1)
-    squashing = (nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh)
-    layers = [module for module in D.modules() if isinstance(module, (nn.Linear, nn.LeakyReLU, *squashing))]
-    assert not any(isinstance(module, squashing) for module in layers) and isinstance(layers[-1], nn.Linear)
-    nn.init.constant_([layer for layer in layers if getattr(layer, "out_features", 0) == 1][-1].bias, 100)
-    assert (first(D(images, *more)) > 5).all()  # nor does forward; the asinh of fgan.py makes it 5.3
+def seen_in_d(script, shape, n=2, options=()):
+    """The calls of the layers of D for n images of that shape."""
+    D = networks(script, shape, options=options)[1]
+    x, y = batch(script, shape, n)
+    inputs = {"cgan": (x, y), "cogan": tuple(x.chunk(2, 1))}.get(script.__name__, (x,))
+    return calls(D, *inputs)
+
+
+@pytest.mark.parametrize("side", [8, 28, 31, 32, 33, 48, 64])
+def test_networks_fit_any_side_in_grey_and_in_colour(script, side):
+    for channels in (1, 3):
+        G, D, *_ = networks(script, (channels, side, side), options=small(script))
+        x, y = batch(script, (channels, side, side), n=2)
+        assert generate(script, G, 2).shape == x.shape
+        assert all(len(output) == 2 for output in discriminate(script, D, x, y))
+        assert discriminate(script, D, x, y)[0].shape == (2, 1)
+
+
+def test_generator_ends_in_tanh(script):
+    G, *_ = networks(script, options=["--domain", "negative"] if script.__name__ == "cogan" else [])
+    generate(script, G, 64)  # for the running statistics
+    with torch.no_grad():
+        for p in G.parameters():
+            p.mul_(30)
+    images = generate(script, G, 64)
+    assert images.abs().max() <= 1 and images.min() < -0.9 and images.max() > 0.9
+
+
+def test_discriminator_returns_raw_scores(script):
+    D = networks(script)[1]
+    x, y = batch(script)
+    for layer in D.modules():
+        if isinstance(layer, nn.Linear) and layer.out_features == 1:
+            nn.init.constant_(layer.bias, 100)
+    assert discriminate(script, D, x, y)[0].min() > 5  # fgan.py's asinh makes 5.3 of 100
+    for layer in D.modules():
+        if isinstance(layer, nn.Linear) and layer.out_features == 1:
+            nn.init.constant_(layer.bias, -100)
+    assert discriminate(script, D, x, y)[0].max() < -5
+
+
+def test_maps_are_halved_down_to_4x4_and_channels_double_as_documented():
+    maps = [(32, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4)]
+    seen = seen_in_d(dcgan, (3, 64, 64))
+    assert [tuple(y.shape[1:]) for m, _, y in seen if isinstance(m, nn.Conv2d)] == maps
+    seen = seen_in_g(dcgan, (3, 64, 64))
+    up = [tuple(x.shape[1:]) for m, x, _ in seen if isinstance(m, nn.ConvTranspose2d)]
+    assert up == maps[::-1]
+
+
+def test_channels_double_up_to_8_times_the_width():
+    maps, _ = dcgan.architecture((3, 128, 128), 16)
+    assert [channels for channels, _ in maps] == [3, 16, 32, 64, 128, 128]
+    assert [side for _, side in maps] == [128, 64, 32, 16, 8, 4]
+
+
+@pytest.mark.parametrize("side, has_one", [(8, True), (28, True), (31, True), (32, False),
+                                           (64, False)])  # fmt: skip
+@pytest.mark.parametrize("name", [name for name in CONVOLUTIONAL if name != "infogan"])
+def test_below_32_there_is_a_dense_hidden_layer_in_both_networks_and_from_32_on_in_none(
+    name, side, has_one
+):
+    script = importlib.import_module(name)  # infogan.py's heads have dense layers of their own
+    options = small(script)
+    dense = [m for m, *_ in seen_in_g(script, (1, side, side), 2, options)]
+    dense = [m for m in dense if isinstance(m, nn.Linear)]
+    reads_z = dense[0].in_features
+    assert any(m.in_features != reads_z for m in dense) == has_one
+    dense = [m for m, *_ in seen_in_d(script, (1, side, side), 2, options)]
+    dense = [m for m in dense if isinstance(m, nn.Linear)]
+    assert any(m.out_features not in (1, 10) for m in dense) == has_one  # 1 score, 10 classes
+
+
+def test_batch_normalisation_is_everywhere_but_at_the_output_of_g_and_at_the_input_of_d(
+    convolutional,
+):
+    seen = seen_in_g(convolutional, (3, 64, 64), options=small(convolutional))
+    normalised = [tuple(y.shape[1:]) for m, _, y in seen if isinstance(m, nn.BatchNorm2d)]
+    assert (3, 64, 64) not in normalised
+    assert {4, 8, 16, 32} <= {shape[1] for shape in normalised}
+    seen = seen_in_d(convolutional, (3, 64, 64), options=small(convolutional))
+    normalised = [tuple(y.shape[1:]) for m, _, y in seen if isinstance(m, nn.BatchNorm2d)]
+    assert {shape[1] for shape in normalised} == {16, 8, 4}  # not at 64 nor behind the first layer
+
+
+def test_strides_do_the_work_of_pooling(convolutional):
+    G, D, *_ = networks(convolutional, (3, 64, 64), options=small(convolutional))
+    pooling = (nn.MaxPool2d, nn.AvgPool2d, nn.Upsample)
+    assert not any(isinstance(m, pooling) for net in (G, D) for m in net.modules())
 
 
 def test_batch_normalisation_has_an_epsilon_that_does_not_drown_the_signal(script):
-    """PyTorch-GAN's 0.8 does; so would N(0, 0.02) weights before a batch normalisation that sees too few inputs."""
-    torch.manual_seed(0)
-    G, D = networks(script, latent_dim=100)[:2]
+    G, D, *_ = networks(script, (1, 28, 28))
+    images, labels = draw_glyphs(64)
+    x, _ = batch(script, (1, 28, 28), n=64)
+    x = (images / 127.5 - 1).expand_as(x)
     ratios = []
+
+    def measure(module, inputs, _):
+        assert module.eps <= 1e-5
+        variance = inputs[0].transpose(0, 1).flatten(1).var(1).median()
+        ratios.append(variance / module.eps)
+
     for net in (G, D):
         for module in net.modules():
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                assert module.eps <= 1e-5
-                module.register_forward_hook(lambda m, x, _: ratios.append(
-                    x[0].transpose(0, 1).flatten(1).var(1).median() / m.eps))
-    images, labels = draw_glyphs(64)
-    G(torch.randn(64, 100), *codes(script, 64))
-    images = images / 127.5 - 1
-    D(images, *{"cgan": [labels], "cogan": [-images]}.get(script.__name__, []))
-    assert min(ratios) > 10, ratios
+            if isinstance(module, NORMALISATIONS):
+                module.register_forward_hook(measure)
+    generate(script, G, 64)
+    discriminate(script, D, x, labels)
+    assert min(ratios) > 10
 
 
-def test_dcgan_weights_start_from_a_normal_distribution():
-    torch.manual_seed(0)
-    for network in (dcgan.Generator(16, (1, 28, 28)), dcgan.Discriminator((1, 28, 28))):
-        for name, p in network.named_parameters():
-            if "bias" in name:
-                assert (p == 0).all(), name
-            else:
-                mean, error = float(p.ndim == 1), 4 / p.numel() ** 0.5  # gains around 1; four standard errors
-                assert (p.mean() - mean).abs() < 0.02 * error and abs(p.std() / 0.02 - 1) < error, name
+def test_weights_start_from_a_normal_distribution_of_0_02_and_gains_around_1(convolutional):
+    for network in networks(convolutional, (1, 28, 28))[:2]:
+        for module in network.modules():
+            if isinstance(module, (*WEIGHTED, *NORMALISATIONS)):
+                mean = 1.0 if isinstance(module, NORMALISATIONS) else 0.0
+                w = module.weight
+                error = 5 / math.sqrt(w.numel())  # five standard errors
+                assert (w.mean() - mean).abs() < 0.02 * error, module
+                assert abs(w.std() / 0.02 - 1) < error, module
+                assert (module.bias == 0).all(), module
 
 
-def test_dcgan_has_neither_batch_normalisation_at_the_output_of_g_nor_at_the_input_of_d():
-    G, D = dcgan.Generator(16, (1, 28, 28)).layers, dcgan.Discriminator((1, 28, 28)).layers
-    assert isinstance(G[-2], nn.ConvTranspose2d) and isinstance(G[-1], nn.Tanh)
-    assert isinstance(D[0], nn.Conv2d) and isinstance(D[1], nn.LeakyReLU) and D[1].negative_slope == 0.2
-    assert not any(isinstance(module, (nn.MaxPool2d, nn.AvgPool2d, nn.Upsample)) for module in [*G, *D])
+def negative_everywhere(net):
+    """Give a network weights with which negative inputs make every pre-activation negative."""
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, NORMALISATIONS):
+                module.weight.fill_(1)
+                module.bias.fill_(0)
+            elif hasattr(module, "weight"):
+                module.weight.fill_(1 / module.weight[0].numel())
+                module.bias.fill_(0)
+    return net.eval()
 
 
-@pytest.mark.parametrize("script", [dcgan, lsgan, cogan])
-def test_of_the_first_eight_values_of_z_only_the_signs_count(script):
-    G, z = networks(script, latent_dim=20)[0].eval(), torch.randn(8, 20)
-
-    def draw(z):
-        images = G(z)
-        return torch.stack(images if script is cogan else [images])
-    images = draw(z)
-    for i in range(20):
-        larger, turned = z.clone(), z.clone()
-        larger[:, i] *= 3
-        turned[:, i] *= -1
-        assert torch.equal(draw(larger), images) == (i < 8) and not torch.equal(draw(turned), images)
+def test_every_layer_of_d_passes_a_gradient_where_it_is_negative(script):
+    D = negative_everywhere(networks(script)[1])
+    start = -2.0 if script.__name__ == "fgan" else -20.0  # ELU's slope is exp(v)
+    x = torch.full_like(batch(script)[0], start, requires_grad=True)
+    for output in discriminate(script, D, x):
+        (gradient,) = torch.autograd.grad(output.sum(), x, retain_graph=True)
+        assert output.max() < 0 and gradient.abs().sum((1, 2, 3)).min() > 1e-7
 
 
-@pytest.mark.parametrize("side", [27, 30])
-def test_dcgan_says_which_sides_it_can_draw(side):
-    with pytest.raises(ValueError, match=f"multiple of 4, not {side}"):
-        dcgan.Generator(16, (1, side, side))
+def test_the_leaky_slope_of_d_is_that_of_the_dcgan_paper(convolutional):
+    D = networks(convolutional)[1]
+    slopes = {m.negative_slope for m in D.modules() if isinstance(m, nn.LeakyReLU)}
+    # InfoGAN's appendix has 0.1; its shared layers here are those of dcgan.py
+    assert slopes == ({0.1, 0.2} if convolutional.__name__ == "infogan" else {0.2})
+
+
+def test_every_layer_of_g_is_a_plain_relu():
+    G = negative_everywhere(networks(dcgan)[0])
+    z = torch.full((2, G.latent_dim), -20.0, requires_grad=True)
+    (gradient,) = torch.autograd.grad(G(z).sum(), z)
+    assert (gradient == 0).all()

@@ -5,58 +5,61 @@ import math
 
 import pytest
 import torch
-from conftest import images_for, networks
+from conftest import batch, discriminate, equal, networks, weights
+from torch import nn
 
+import dcgan
+import vanilla_gan
 from common import draw_glyphs
 
 
-@pytest.fixture(params=["vanilla_gan", "dcgan", "lsgan"])
+@pytest.fixture(params=["vanilla_gan", "dcgan", "lsgan", "fgan"])
 def simple(request):
     """The scripts whose train_step knows no labels and no codes."""
     return importlib.import_module(request.param)
 
 
-def bytes_of(net):
-    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
-
-
-def equal(before, net, parameters_only=False):
-    names = dict(net.named_parameters()) if parameters_only else before
-    return all(torch.equal(before[name], net.state_dict()[name]) for name in names)
-
-
-def batch(n=16, shape=(1, 28, 28)):
-    generator = torch.Generator().manual_seed(7)
-    return torch.rand(n, *shape, generator=generator) * 2 - 1, torch.randint(10, (n,), generator=generator)
-
-
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16)])
 def test_a_few_steps_change_both_networks_and_report_finite_detached_scalars(script, shape):
     G, D, opt_G, opt_D, args = networks(script, shape)
-    before_G, before_D = bytes_of(G), bytes_of(D)
-    for _ in range(3):
-        values = script.train_step(G, D, opt_G, opt_D, *batch(shape=images_for(script, shape)), args)
+    before_G, before_D = weights(G), weights(D)
+    for seed in range(3):
+        x, y = batch(script, shape, seed=seed)
+        values = script.train_step(G, D, opt_G, opt_D, x, y, args)
     assert {"loss_D", "loss_G", "s(x)", "s(G(z))"} <= set(values)
     assert all(v.ndim == 0 and not v.requires_grad and v.isfinite() for v in values.values())
-    assert not equal(before_G, G, parameters_only=True) and not equal(before_D, D, parameters_only=True)
+    assert not equal(G, before_G) and not equal(D, before_D)
 
 
-def test_the_step_of_d_leaves_g_alone_and_the_reverse(script):
+def test_the_step_of_d_leaves_g_alone(script):
     G, D, opt_G, opt_D, args = networks(script, lr_g=0)
-    before_G, before_D = bytes_of(G), bytes_of(D)
-    script.train_step(G, D, opt_G, opt_D, *batch(shape=images_for(script)), args)
-    assert equal(before_G, G, parameters_only=True) and not equal(before_D, D, parameters_only=True)
+    before_G, before_D = weights(G), weights(D)
+    script.train_step(G, D, opt_G, opt_D, *batch(script), args)
+    assert equal(G, before_G) and not equal(D, before_D)
 
+
+def test_the_step_of_g_leaves_d_alone(script):
     G, D, opt_G, opt_D, args = networks(script, lr_d=0)
-    before_G, before_D = bytes_of(G), bytes_of(D)
-    script.train_step(G, D, opt_G, opt_D, *batch(shape=images_for(script)), args)
-    assert equal(before_D, D, parameters_only=True) and not equal(before_G, G, parameters_only=True)
+    before_G, before_D = weights(G), weights(D)
+    script.train_step(G, D, opt_G, opt_D, *batch(script), args)
+    assert equal(D, before_D) and not equal(G, before_G)
+
+
+def test_gradients_do_not_pile_up_from_step_to_step(script):
+    G, D, opt_G, opt_D, args = networks(script, lr_g=0, lr_d=0)
+    seen = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        script.train_step(G, D, opt_G, opt_D, *batch(script), args)
+        seen.append([p.grad.clone() for p in (*G.parameters(), *D.parameters())])
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-7) for a, b in zip(*seen))
+    assert all(gradient.abs().max() > 0 for gradient in seen[0][:1])
 
 
 def test_a_step_computes_the_paper_s_gradients(simple):
-    """Against a step written out with two graphs, a fresh forward pass for each and no shortcut."""
+    """Against a step written out, with a fresh forward pass for each loss and no shortcut."""
     G, D, opt_G, opt_D, args = networks(simple)
-    x, y = batch()
+    x, y = batch(simple)
     G2, D2 = copy.deepcopy(G), copy.deepcopy(D)
     torch.manual_seed(3)
     values = simple.train_step(G, D, opt_G, opt_D, x, y, args)
@@ -70,63 +73,103 @@ def test_a_step_computes_the_paper_s_gradients(simple):
     for parameter, expected in zip(D.parameters(), D2.parameters()):
         assert torch.allclose(parameter.grad, expected.grad, atol=1e-6)
     opt_D2.step()
-    loss_G = simple.generator_loss(D2(fake), args)
+    loss_G = simple.generator_loss(D2(fake), args)  # with the new D
     loss_G.backward()
     for parameter, expected in zip(G.parameters(), G2.parameters()):
-        assert torch.allclose(parameter.grad, expected.grad, atol=1e-6 + 1e-5 * expected.grad.abs().max())
-    for name, expected in (("loss_D", loss_D), ("s(x)", s_real.mean()), ("s(G(z))", s_fake.mean())):
-        assert values[name].item() == pytest.approx(expected.item(), abs=1e-5), name  # before D's step
-    assert values["loss_G"].item() == pytest.approx(loss_G.item(), abs=1e-3)  # after it
+        scale = expected.grad.abs().max()
+        assert torch.allclose(parameter.grad, expected.grad, atol=1e-6 + 1e-5 * scale)
+    expected = {"loss_D": loss_D, "loss_G": loss_G, "s(x)": s_real.mean(), "s(G(z))": s_fake.mean()}
+    for name, value in expected.items():
+        assert values[name].item() == pytest.approx(value.item(), abs=1e-5), name
 
 
 def test_d_learns_to_tell_real_from_generated_and_g_to_fool_it(script):
-    images, labels = draw_glyphs(32)
-    real = (images / 127.5 - 1).expand(-1, *images_for(script)).contiguous()
-
-    G, D, opt_G, opt_D, args = networks(script)
+    digits = nn.functional.interpolate(draw_glyphs(32)[0] / 127.5 - 1, (8, 8))
+    x, y = batch(script, n=32)
+    x = digits.expand_as(x).contiguous()
+    G, D, opt_G, opt_D, args = networks(script, lr_d=2e-3)
     opt_G.param_groups[0]["lr"] = 0
-    for _ in range(20):
-        before = script.train_step(G, D, opt_G, opt_D, real, labels, args)
+    for _ in range(15):
+        before = script.train_step(G, D, opt_G, opt_D, x, y, args)
     assert before["s(x)"] > before["s(G(z))"] + 0.05
 
     opt_G.param_groups[0]["lr"], opt_D.param_groups[0]["lr"] = 3e-3, 0
-    for _ in range(20):
-        after = script.train_step(G, D, opt_G, opt_D, real, labels, args)
-    assert after["loss_G"] < 0.9 * before["loss_G"]
+    for _ in range(15):
+        after = script.train_step(G, D, opt_G, opt_D, x, y, args)
+    assert after["s(G(z))"] > before["s(G(z))"] + 0.05
+
+
+def test_losses_and_scores_are_float32_in_bfloat16_too(script):
+    G, D, opt_G, opt_D, args = networks(script)
+    x, y = batch(script)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        assert all(output.dtype == torch.float32 for output in discriminate(script, D, x))
+        values = script.train_step(G, D, opt_G, opt_D, x, y, args)
+    assert all(value.dtype == torch.float32 and value.isfinite() for value in values.values())
 
 
 def test_vanilla_gan_reports_its_value_and_the_bound_of_the_divergence():
-    import vanilla_gan
-
     G, D, opt_G, opt_D, args = networks(vanilla_gan)
-    values = vanilla_gan.train_step(G, D, opt_G, opt_D, *batch(), args)
+    values = vanilla_gan.train_step(G, D, opt_G, opt_D, *batch(vanilla_gan), args)
     assert values["V"] == -values["loss_D"]
-    assert values["JSD>="].item() == pytest.approx((values["V"].item() + math.log(4)) / 2, abs=1e-6)
+    bound = (values["V"].item() + math.log(4)) / 2
+    assert values["JSD>="].item() == pytest.approx(bound, abs=1e-6)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_sample_leaves_random_state_mode_and_running_statistics_alone(script, training):
     G, D, opt_G, opt_D, args = networks(script)
-    script.train_step(G, D, opt_G, opt_D, *batch(shape=images_for(script)), args)
-    G.train(training)
+    script.train_step(G, D, opt_G, opt_D, *batch(script), args)
+    G.eval()  # as train keeps its average
     D.train(training)
-    before, state = bytes_of(G) | {f"D.{k}": v for k, v in bytes_of(D).items()}, torch.get_rng_state()
-    first = script.sample(G, D, args)["images"]
-    assert torch.equal(state, torch.get_rng_state())
-    assert all(torch.equal(v, before[k]) for k, v in G.state_dict().items())
-    assert all(torch.equal(v, before[f"D.{k}"]) for k, v in D.state_dict().items())
-    assert all(m.training == training for net in (G, D) for m in net.modules())
-    assert torch.equal(first, script.sample(G, D, args)["images"])  # the same z every time
-    assert not first.requires_grad
+    before = copy.deepcopy([G.state_dict(), D.state_dict()])
+    random_state = torch.get_rng_state()
+    picture = script.sample(G, D, args)["images"]
+    assert torch.equal(random_state, torch.get_rng_state())
+    for net, state in zip((G, D), before):
+        assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert all(module.training == training for module in D.modules())
+    assert not any(module.training for module in G.modules())
+    assert torch.equal(picture, script.sample(G, D, args)["images"])  # the same z every time
+    assert not picture.requires_grad
 
 
-def test_sample_draws_in_eval_mode_from_the_seed(simple):
-    script = simple
-    G, D, opt_G, opt_D, args = networks(script)
-    script.train_step(G, D, opt_G, opt_D, *batch(shape=images_for(script)), args)
-    z = torch.randn(64, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
-    picture = script.sample(G, D, args)
-    assert torch.equal(picture["images"], G.eval()(z))
-    assert len(picture["images"]) % picture["n_columns"] == 0
+def test_another_seed_draws_another_picture(script):
+    G, D, *_, args = networks(script)
+    G.eval()
+    picture = script.sample(G, D, args)["images"]
     args.seed = 1
-    assert not torch.equal(picture["images"], script.sample(G, D, args)["images"])
+    assert not torch.equal(picture, script.sample(G, D, args)["images"])
+
+
+def test_a_picture_has_a_label_for_each_of_its_full_rows(script):
+    G, D, *_, args = networks(script)
+    picture = script.sample(G.eval(), D, args)
+    n_rows, rest = divmod(len(picture["images"]), picture["n_columns"])
+    assert rest == 0 and len(picture.get("rows", range(n_rows))) == n_rows
+    assert len(picture.get("captions", picture["images"])) == len(picture["images"])
+
+
+def test_64_samples_come_from_the_z_of_the_seed(simple):
+    G, D, *_, args = networks(simple)
+    z = torch.randn(64, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
+    picture = simple.sample(G.eval(), D, args)
+    assert torch.allclose(picture["images"][:64], G(z), atol=1e-6)
+    assert picture["n_columns"] == 8
+
+
+def test_walks_lead_in_a_straight_line_from_the_first_sample_of_a_row_to_its_last():
+    G, D, *_, args = networks(dcgan)
+    z = torch.randn(64, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
+    picture = dcgan.sample(G.eval(), D, args)
+    images = picture["images"].unflatten(0, (-1, 8))
+    samples, walks = images[:8], images[8:]
+    assert len(walks) == 4
+    for row, walk in enumerate(walks):
+        start, end = z[8 * row], z[8 * row + 7]
+        assert torch.allclose(walk[0], samples[row, 0], atol=1e-6)
+        assert torch.allclose(walk[7], samples[row, 7], atol=1e-6)
+        line = torch.stack([start + k / 7 * (end - start) for k in range(8)])
+        assert torch.allclose(walk, G(line), atol=1e-6)
+        assert f"z{8 * row}" in picture["rows"][8 + row]
+        assert f"z{8 * row + 7}" in picture["rows"][8 + row]
