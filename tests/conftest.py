@@ -91,6 +91,12 @@ def fake_data(img_shape, n=10):
     return Data("fake", images, torch.arange(n) % 10, list("0123456789"))
 
 
+def fake_patches(n, side, photos=None, seed=0):
+    """Random patches in the place of load_patches, which takes seconds."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (n, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
 def networks(script, img_shape=(1, 8, 8), lr_g=1e-3, lr_d=1e-3, seed=0, options=()):
     """G, D, their optimizers and args, as a run makes them for images of that shape."""
     args = script.parse_args(["--lr_g", str(lr_g), "--lr_d", str(lr_d), *options])
@@ -98,6 +104,7 @@ def networks(script, img_shape=(1, 8, 8), lr_g=1e-3, lr_d=1e-3, seed=0, options=
     torch.manual_seed(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script, "load_data", lambda *_, **__: data)
+        patch.setattr(script, "load_patches", fake_patches, raising=False)
         _, G, D = script.build(args, torch.device("cpu"))
     opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
     opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)

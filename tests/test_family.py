@@ -39,7 +39,7 @@ FAMILY = {
     ),
 }  # fmt: skip
 SAME_EVERYWHERE = [
-    "SCRIPT", "running_average", "check_finite", "new_folder", "save_checkpoint", "load_checkpoint",
+    "SCRIPT", "update_average", "check_finite", "new_folder", "save_checkpoint", "load_checkpoint",
     "restore", "load_generator", "save_losses", "show_live", "train", "is_out_of_memory", "stop",
     "main", "guard",
 ]  # fmt: skip

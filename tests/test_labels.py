@@ -1,319 +1,347 @@
 """y, classes and codes: what the children of dcgan.py that know them must do, by value."""
+import itertools
 import math
-from argparse import Namespace
 
 import pytest
 import torch
-from conftest import networks, write_mnist
+from conftest import batch, calls, fake_data, files, networks, weights
+from torch import nn
 from torchvision.utils import save_image
 
 import acgan
 import cgan
 import infogan
-from common import Data, draw_glyphs
 
 
-def digits(n=16):
-    images, labels = draw_glyphs(n, 3)
-    return images / 127.5 - 1, labels
+def with_seed(seed, function, *args):
+    torch.manual_seed(seed)
+    return function(*args)
 
 
-def test_cgan_feeds_y_one_hot_beside_z_and_as_constant_planes_beside_x():
-    G, D, *_ = networks(cgan)
-    seen = {}
-    G.layers[0].register_forward_hook(lambda m, x, _: seen.update(G=x[0]))
-    D.layers[0].register_forward_hook(lambda m, x, _: seen.update(D=x[0]))
-    z, y, x = torch.randn(3, 16), torch.tensor([0, 7, 9]), torch.rand(3, 1, 28, 28)
-    G(z, y)
-    D(x, y)
-    assert torch.equal(seen["G"], torch.cat([z, torch.eye(10)[y]], 1))
-    assert torch.equal(seen["D"][:, :1], x)
-    for i in range(3):
-        for k in range(10):
-            assert (seen["D"][i, 1 + k] == float(k == y[i])).all()
+def codes_given_to(G, position=1):
+    """A list that the codes of every call of G are added to."""
+    seen = []
+    G.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[position]))
+    return seen
+
+
+# conditional GAN and AC-GAN
 
 
 @pytest.mark.parametrize("script", [cgan, acgan])
-def test_grid_has_a_row_per_class_and_the_same_z_down_each_column(script):
+def test_g_reads_the_class_as_a_one_hot_vector_beside_z(script):
+    G, *_ = networks(script)
+    z, y = torch.randn(3, G.latent_dim), torch.tensor([0, 7, 9])
+    _, read, _ = calls(G, z, y)[0]
+    assert torch.equal(read, torch.cat([z, torch.eye(10)[y]], 1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_d_of_cgan_reads_the_class_as_planes_beside_x(channels):
+    D = networks(cgan, (channels, 8, 8))[1]
+    x, y = torch.rand(3, channels, 8, 8), torch.tensor([0, 7, 9])
+    _, read, _ = calls(D, x, y)[0]
+    assert torch.equal(read[:, :channels], x)
+    for i, k in itertools.product(range(3), range(10)):
+        assert (read[i, channels + k] == float(k == y[i])).all()
+
+
+@pytest.mark.parametrize("script", [cgan, acgan])
+def test_the_picture_has_a_row_per_class_and_the_same_z_down_each_column(script):
     G, D, *_, args = networks(script)
-    picture = script.sample(G, D, args)
-    z = torch.randn(10, 16, generator=torch.Generator().manual_seed(args.seed))
+    picture = script.sample(G.eval(), D, args)
+    z = torch.randn(10, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
     with torch.no_grad():
-        for row in (0, 7, 9):
-            expected = G.eval()(z, torch.full((10,), row))
-            assert torch.allclose(picture["images"][10 * row:10 * row + 10], expected, atol=1e-6)
+        rows = [G(z, torch.full((10,), row)) for row in range(10)]
+    assert torch.allclose(picture["images"], torch.cat(rows), atol=1e-6)
     assert picture["n_columns"] == 10 and picture["rows"] == list("0123456789")
-    args.digit = 5
-    assert torch.allclose(script.sample(G, D, args)["images"], picture["images"][50:60], atol=1e-6)
-
-
-def test_acgan_captions_tell_the_class_asked_for_and_the_class_predicted():
-    G, D, *_, args = networks(acgan)
-    picture = acgan.sample(G, D, args)
-    named = D.eval()(picture["images"])[1].argmax(1).tolist()
-    assert picture["captions"] == [f"{i // 10}: {named[i]}" for i in range(100)]
 
 
 @pytest.mark.parametrize("script", [cgan, acgan])
-def test_classes_come_from_the_data_and_a_digit_that_is_none_is_refused(script, tmp_path, run_options, capsys):
-    for name in ("cat", "dog", "eel"):
+def test_digit_picks_its_row(script):
+    G, D, *_, args = networks(script)
+    every = script.sample(G.eval(), D, args)["images"]
+    args.digit = 5
+    picture = script.sample(G, D, args)
+    assert torch.allclose(picture["images"], every[50:60], atol=1e-6) and picture["rows"] == ["5"]
+
+
+@pytest.mark.parametrize("script", [cgan, acgan])
+def test_real_images_are_laid_out_by_class_too(script):
+    data = fake_data((1, 8, 8), 37)
+    picture = script.real_images(data, script.parse_args([]))
+    assert picture["rows"] == data.classes and picture["n_columns"] == 10
+    levels = ((picture["images"] + 1) * 127.5).round().byte()
+    for row, column in itertools.product(range(10), range(10)):
+        members = data.images[data.labels == row]  # three or four: they repeat
+        assert torch.equal(levels[10 * row + column], members[column % len(members)])
+
+
+@pytest.mark.parametrize("script", [cgan, acgan])
+def test_of_many_classes_a_picture_shows_20_from_the_first_to_the_last(script):
+    args = script.parse_args([])
+    shown = script.classes_to_draw(25, args).tolist()
+    assert len(set(shown)) == 20 and shown == sorted(shown) and (shown[0], shown[-1]) == (0, 24)
+    assert script.classes_to_draw(3, args).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("script", [cgan, acgan])
+def test_a_run_takes_its_classes_from_the_folder_whatever_they_are_called(script, tmp_path, capsys):
+    names = sorted([r"$\foo$", "a_b^{", "日本", "𓀀", *(f"class {i:02}" for i in range(21))])
+    for name in names:
         (tmp_path / "data" / name).mkdir(parents=True)
-        for i in range(8):
-            save_image(torch.rand(3, 16, 16), tmp_path / "data" / name / f"{i}.png")
-    options = ["--dataset", str(tmp_path / "data"), "--img_size", "16", "--batch_size", "8", "--n_epochs", "1"]
-    script.main([*options, "--out_dir", str(tmp_path / "run")])
+        for i in range(2):
+            save_image(torch.rand(3, 8, 8), tmp_path / "data" / name / f"{i}.png")
+    options = ["--dataset", tmp_path / "data", "--img_size", 8, "--batch_size", 25]
+    options += ["--n_epochs", 1, "--out_dir", tmp_path / "run"]
+    script.main([str(word) for word in options])
+    assert {"samples.png", "real.png"} <= set(files(tmp_path / "run"))
     G = script.load_generator(tmp_path / "run" / "checkpoint.pt")
-    assert G.n_classes == 3 and G(torch.randn(2, 100), torch.tensor([0, 2])).shape == (2, 3, 16, 16)
-    (tmp_path / "flat").mkdir()
-    save_image(torch.rand(3, 16, 16), tmp_path / "flat" / "0.png")
-    for wrong, sentence in ((["--digit", "3"], "classes 0 to 2"), (["--digit", "-2"], "classes 0 to 2"),
-                            (["--dataset", str(tmp_path / "flat")], "classes 0 to 0: it takes two")):
-        with pytest.raises(SystemExit) as stop:
-            script.main([*options, *wrong])
-        assert stop.value.code == 2 and sentence in capsys.readouterr().err
+    assert G.classes == names
+    assert G(torch.randn(2, G.latent_dim), torch.tensor([0, 24])).shape == (2, 3, 8, 8)
 
 
-def test_acgan_class_head_is_a_logit_whose_loss_can_fall_below_that_of_a_double_softmax():
+@pytest.mark.parametrize("script", [cgan, acgan])
+def test_a_trained_network_draws_the_digit_that_is_asked_for(script, run_options, tmp_path):
+    options = [*run_options, "--n_epochs", "1", "--out_dir", str(tmp_path / "run")]
+    script.main(options)
+    every = (tmp_path / "run" / "samples.png").read_bytes()
+    script.main(["--resume", str(tmp_path / "run" / "checkpoint.pt"), "--digit", "5"])
+    assert (tmp_path / "run" / "samples.png").read_bytes() != every
+
+
+def test_cgan_losses_are_those_of_the_conditional_game():
+    G, D, opt_G, opt_D, args = networks(cgan, lr_g=0, lr_d=0)
+    with torch.no_grad():
+        for p in D.parameters():
+            p.mul_(5)  # so that y tells
+    x, y = batch(cgan)
+    G.eval(), D.eval()  # a second pass gives the same values
+    values = with_seed(3, cgan.train_step, G, D, opt_G, opt_D, x, y, args)
+    fake = G(with_seed(3, torch.randn, 16, G.latent_dim), y)
+
+    def V(y_real, y_fake):
+        real, generated = D(x, y_real).sigmoid(), D(fake, y_fake).sigmoid()
+        return (real.log().mean() + (1 - generated).log().mean()).item()
+
+    assert values["loss_D"].item() == pytest.approx(-V(y, y), abs=1e-5)
+    loss_G = -D(fake, y).sigmoid().log().mean().item()
+    assert values["loss_G"].item() == pytest.approx(loss_G, abs=1e-5)
+    others = y.flip(0)  # with the labels of other images, each would be different
+    assert abs(V(others, y) - V(y, y)) > 1e-4 and abs(V(y, others) - V(y, y)) > 1e-4
+    assert abs(-D(fake, others).sigmoid().log().mean().item() - loss_G) > 1e-4
+
+
+# AC-GAN
+
+
+def test_acgan_captions_tell_the_class_asked_for_and_the_class_seen():
+    G, D, *_, args = networks(acgan)
+    picture = acgan.sample(G.eval(), D, args)
+    seen = D.eval()(picture["images"])[1].argmax(1).tolist()
+    assert picture["captions"] == [f"{i // 10}: {seen[i]}" for i in range(100)]
+
+
+def test_acgan_classes_of_generated_images_are_those_of_the_batch_in_another_order():
     G, D, opt_G, opt_D, args = networks(acgan)
-    x, y = digits(32)
-    logits = D(x)[1]
-    assert not torch.allclose(logits.sum(1), torch.ones(32), atol=1e-3)  # no softmax
-    losses = []
-    for _ in range(30):
-        loss = torch.nn.functional.cross_entropy(D(x)[1], y)
-        opt_D.zero_grad()
-        loss.backward()
-        opt_D.step()
-        losses.append(loss.item())
-    assert losses[-1] < 1  # a softmax before the cross-entropy stays above 1.46
+    asked = codes_given_to(G)
+    x, y = batch(acgan)
+    for _ in range(3):
+        acgan.train_step(G, D, opt_G, opt_D, x, y, args)
+    assert all(torch.equal(c.sort()[0], y.sort()[0]) and not torch.equal(c, y) for c in asked)
+    assert not torch.equal(asked[0], asked[1]) and not torch.equal(asked[1], asked[2])
 
 
 def test_acgan_losses_are_minus_l_s_minus_l_c_for_d_and_l_s_minus_l_c_for_g():
     G, D, opt_G, opt_D, args = networks(acgan, lr_g=0, lr_d=0)
-    x, y = digits()
-    G.eval(), D.eval()  # so that a second pass gives the same values
-    torch.manual_seed(3)
+    with torch.no_grad():
+        for p in D.parameters():
+            p.mul_(5)  # logits that tell the classes apart
+    x, y = batch(acgan)
+    G.eval(), D.eval()
+    fakes, asked = [], codes_given_to(G)
+    G.register_forward_hook(lambda module, inputs, output: fakes.append(output))
     values = acgan.train_step(G, D, opt_G, opt_D, x, y, args)
-    torch.manual_seed(3)
-    z, c = torch.randn(16, 16), torch.full((10,), 0.1).multinomial(16, replacement=True)
-    (s_real, l_real), (s_fake, l_fake) = D(x), D(G(z, c))
-    L_S = s_real.sigmoid().log().mean() + (1 - s_fake.sigmoid()).log().mean()
-    L_C = sum(torch.distributions.Categorical(logits=logits).log_prob(labels).mean()
-              for logits, labels in ((l_real, y), (l_fake, c)))
-    assert values["loss_D"].item() == pytest.approx(-(L_S + L_C).item(), abs=1e-4)
-    L_C_fake = torch.distributions.Categorical(logits=l_fake).log_prob(c).mean()
-    assert values["loss_G"].item() == pytest.approx(-(s_fake.sigmoid().log().mean() + L_C_fake).item(), abs=1e-4)
-    assert values["acc(x)"] == (l_real.argmax(1) == y).float().mean()
-    assert values["acc(G(z))"] == (l_fake.argmax(1) == c).float().mean()
-    assert not torch.equal(c, y)
+    (c,), (fake,) = asked, fakes
+    (s_real, logits_real), (s_fake, logits_fake) = D(x), D(fake)
+
+    def log_p(logits, labels):
+        return torch.distributions.Categorical(logits=logits).log_prob(labels).mean().item()
+
+    L_S = (s_real.sigmoid().log().mean() + (1 - s_fake.sigmoid()).log().mean()).item()
+    L_C = log_p(logits_real, y) + log_p(logits_fake, c)
+    assert values["loss_D"].item() == pytest.approx(-(L_S + L_C), abs=1e-4)
+    log_real = s_fake.sigmoid().log().mean().item()
+    loss_G = -(log_real + log_p(logits_fake, c))
+    assert values["loss_G"].item() == pytest.approx(loss_G, abs=1e-4)
+    assert abs(log_p(logits_fake, y) - log_p(logits_fake, c)) > 1e-3  # y for c would show
+    assert abs(log_p(logits_real, c) - log_p(logits_real, y)) > 1e-3  # and c for y
+    assert values["acc(x)"] == (logits_real.argmax(1) == y).float().mean()
+    assert values["acc(G(z))"] == (logits_fake.argmax(1) == c).float().mean()
 
 
-def test_acgan_draws_classes_as_often_as_the_data_has_them_whatever_the_batch(monkeypatch):
-    labels = torch.tensor([2, 0, 2, 2])
-    data = Data(".", torch.zeros(4, 1, 28, 28, dtype=torch.uint8), labels, ["a", "b", "c"])
-    monkeypatch.setattr(acgan, "load_data", lambda *_: data)
-    args = acgan.parse_args([])
-    acgan.setup(args, "cpu")
-    assert args.p_c.tolist() == [0.25, 0, 0.75]
-    G, D, opt_G, opt_D, args = networks(acgan)
-    args.p_c = torch.eye(10)[7]
-    asked = []
-    G.register_forward_pre_hook(lambda module, inputs: asked.extend(inputs[1].tolist()))
-    acgan.train_step(G, D, opt_G, opt_D, *digits(), args)
-    assert asked == [7] * 16
+def test_acgan_teaches_g_to_draw_the_class_that_it_is_asked_for():
+    """With a D that only reads the class, G's step must raise log P(C = c) and not P(C = y)."""
+    G, D, opt_G, opt_D, args = networks(acgan, lr_g=3e-3, lr_d=0)
+    with torch.no_grad():
+        D.score.weight.zero_()
+        D.logits.weight.mul_(30)
+    x, y = batch(acgan, n=64)
+    z, c = torch.randn(64, G.latent_dim), torch.arange(64) % 10
+    before = acgan.class_loss(D(G(z, c))[1], c)
+    for _ in range(40):
+        acgan.train_step(G, D, opt_G, opt_D, x, y, args)
+    assert acgan.class_loss(D(G(z, c))[1], c) < before - 0.5
+
+
+def test_acgan_s_second_head_gives_logits():
+    G, D, opt_G, opt_D, args = networks(acgan, lr_d=3e-3)
+    x, y = batch(acgan, n=32)
+    assert not torch.allclose(D(x)[1].sum(1), torch.ones(32), atol=1e-3)  # no softmax
+    for _ in range(30):
+        loss = acgan.class_loss(D(x)[1], y)
+        opt_D.zero_grad()
+        loss.backward()
+        opt_D.step()
+    assert loss < 1  # a softmax before the cross-entropy stays above 1.46
+
+
+# InfoGAN
 
 
 def test_infogan_never_reads_the_labels():
-    x, y = digits()
+    x, y = batch(infogan)
     results = []
     for labels in (y, None):
-        torch.manual_seed(0)
         G, D, opt_G, opt_D, args = networks(infogan)
-        infogan.train_step(G, D, opt_G, opt_D, x, labels, args)
-        results.append([p.clone() for p in (*G.parameters(), *D.parameters())])
-    assert all(torch.equal(a, b) for a, b in zip(*results))
+        with_seed(0, infogan.train_step, G, D, opt_G, opt_D, x, labels, args)
+        results.append(weights(G) | {f"D.{name}": p for name, p in weights(D).items()})
+    assert all(torch.equal(p, results[1][name]) for name, p in results[0].items())
 
 
 def test_infogan_codes_are_a_category_and_two_values():
-    torch.manual_seed(0)
-    c = infogan.sample_code(5000, "cpu")
-    assert c.shape == (5000, 12) and (c[:, :10].sum(1) == 1).all() and set(c[:, :10].unique().tolist()) == {0, 1}
-    assert (c[:, :10].mean(0) - 0.1).abs().max() < 0.02
-    assert c[:, 10:].abs().max() <= 1 and (c[:, 10:].std(0) - 3**-0.5).abs().max() < 0.02
+    c = with_seed(0, infogan.sample_code, 5000, "cpu")
+    category, values = c[:, :10], c[:, 10:]
+    assert c.shape == (5000, 12)
+    assert (category.sum(1) == 1).all() and set(category.unique().tolist()) == {0, 1}
+    assert (category.mean(0) - 0.1).abs().max() < 0.02
+    assert values.abs().max() <= 1 and (values.std(0) - 3**-0.5).abs().max() < 0.02
+    assert values.mean(0).abs().max() < 0.05
+
+
+def test_infogan_g_reads_the_code_beside_z():
+    G, *_ = networks(infogan)
+    z, c = torch.randn(3, G.latent_dim), infogan.sample_code(3, "cpu")
+    _, read, _ = calls(G, z, c)[0]
+    assert torch.equal(read, torch.cat([z, c], 1))
 
 
 def test_infogan_information_is_the_likelihood_of_torch_distributions_plus_the_entropy():
     c = infogan.sample_code(64, "cpu")
     logits, mean, log_std = torch.randn(64, 10), torch.randn(64, 2), torch.randn(64, 2)
     L_cat, L_con = infogan.information(c, logits, mean, log_std)
-    expected = torch.distributions.Categorical(logits=logits).log_prob(c[:, :10].argmax(1)).mean() + math.log(10)
+    categorical = torch.distributions.Categorical(logits=logits)
+    expected = categorical.log_prob(c[:, :10].argmax(1)).mean() + math.log(10)
     assert torch.allclose(L_cat, expected, atol=1e-5)
-    normal = torch.distributions.Independent(torch.distributions.Normal(mean, log_std.exp()), 1)
-    assert torch.allclose(L_con, normal.log_prob(c[:, 10:]).mean() + 2 * math.log(2), atol=1e-4)
-    perfect = infogan.information(c, 100 * c[:, :10], c[:, 10:], torch.full((64, 2), -3.0))
-    assert perfect[0].item() == pytest.approx(math.log(10), abs=1e-4) and perfect[1] > 3
-    assert infogan.information(c, torch.zeros(64, 10), mean, log_std)[0].item() == pytest.approx(0, abs=1e-5)
+    normal = torch.distributions.Normal(mean, log_std.exp())
+    expected = normal.log_prob(c[:, 10:]).sum(1).mean() + 2 * math.log(2)
+    assert torch.allclose(L_con, expected, atol=1e-4)
 
 
-def test_infogan_lambda_weighs_the_gradient_of_the_shared_layers_and_of_g_but_not_that_of_q():
-    x = digits()[0].requires_grad_()
-    gradients = {}
-    for weight in (0.0, 0.5, 1.0):
-        torch.manual_seed(0)
-        D = infogan.Discriminator((1, 28, 28), weight, weight)
-        torch.manual_seed(1)
-        L_cat, L_con = infogan.information(infogan.sample_code(16, "cpu"), *D(x)[1:])
-        x.grad = None
-        (L_cat + L_con).backward()
-        gradients[weight] = x.grad.clone(), D.layers[0].weight.grad.clone(), D.category[0].weight.grad.clone()
-    for half, whole in zip(gradients[0.5][:2], gradients[1.0][:2]):
-        assert torch.allclose(half, whole / 2, atol=1e-5 * whole.abs().max()) and whole.abs().max() > 0
-    assert gradients[0.0][0].abs().max() == 0 and gradients[0.0][1].abs().max() == 0
-    assert torch.allclose(gradients[0.0][2], gradients[1.0][2], atol=1e-6) and gradients[0.0][2].abs().max() > 0
+def test_infogan_information_is_0_for_a_q_that_knows_nothing_and_at_most_the_entropy():
+    c = infogan.sample_code(64, "cpu")
+    nothing = infogan.information(c, torch.zeros(64, 10), torch.zeros(64, 2), torch.zeros(64, 2))
+    assert nothing[0].item() == pytest.approx(0, abs=1e-5) and nothing[1] < 0
+    everything = infogan.information(c, 100 * c[:, :10], c[:, 10:], torch.full((64, 2), -3.0))
+    assert everything[0].item() == pytest.approx(math.log(10), abs=1e-4) and everything[1] > 3
 
 
-def test_infogan_with_lambda_0_is_the_plain_gan_with_a_q_that_learns(monkeypatch):
-    results, information = [], infogan.information
-    for silent in (False, True):
-        if silent:
-            monkeypatch.setattr(infogan, "information", lambda *a: tuple(0 * value for value in information(*a)))
-        G, D, opt_G, opt_D, args = networks(infogan, options=["--lambda_cat", "0", "--lambda_con", "0"])
-        infogan.train_step(G, D, opt_G, opt_D, *digits(), args)
-        results.append((G, D))
-    (G, D), (G2, D2) = results
-    for net, net2 in ((G, G2), (D.layers, D2.layers), (D.score, D2.score)):
-        assert all(torch.equal(p, p2) for p, p2 in zip(net.parameters(), net2.parameters()))
-    for head, head2 in ((D.category, D2.category), (D.continuous, D2.continuous)):
-        assert not torch.equal(head[0].weight, head2[0].weight)
+def gradients(loss, parameters):
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters)]
 
 
-@pytest.mark.parametrize("start", [0.3, 0.0])
-def test_infogan_lambda_of_the_category_falls_to_a_tenth_and_is_part_of_the_state_of_d(start):
-    G, D, opt_G, opt_D, args = networks(infogan, options=["--lambda_cat", str(start)], lr_g=0, lr_d=0)
-    for _ in range(5):
-        infogan.train_step(G, D, opt_G, opt_D, *digits(), args)
-    assert D.lambda_cat.item() == pytest.approx(start * (0.1 + 0.9 * (1 - 5e-4)**5), abs=1e-7)
-    again = infogan.Discriminator((1, 28, 28), 1, 1)
-    again.load_state_dict(D.state_dict())
-    assert torch.equal(again.lambda_cat, D.lambda_cat) and again.lambda_con == 1
-
-
-def test_infogan_step_descends_eq_6():
-    """The gradients of both steps, against the sum of the GAN's and lambda times those of L_I."""
-    G, D, opt_G, opt_D, args = networks(infogan, options=["--lambda_cat", "0.3", "--lambda_con", "0.7"], lr_d=0)
-    x, y = digits()
-    torch.manual_seed(3)
+def test_infogan_s_step_of_d_and_q_ascends_eq_6_with_lambda_for_each_kind_of_code():
+    options = ["--lambda_cat", "0.4", "--lambda_con", "0.7"]
+    G, D, opt_G, opt_D, args = networks(infogan, lr_g=0, lr_d=0, options=options)
+    x, y = batch(infogan)
+    asked, fakes = codes_given_to(G), []
+    G.register_forward_hook(lambda module, inputs, output: fakes.append(output.detach()))
     values = infogan.train_step(G, D, opt_G, opt_D, x, y, args)
-    step_G, step_D = ([p.grad.clone() for p in net.parameters()] for net in (G, D))
+    step = [p.grad.clone() for p in D.parameters()]
 
-    torch.manual_seed(3)
-    G2, D2, _, _, _ = networks(infogan, options=["--lambda_cat", "1", "--lambda_con", "1"])
-    torch.manual_seed(3)
-    z, c = torch.randn(16, G2.latent_dim), infogan.sample_code(16, "cpu")
-    fake = G2(z, c)
-    trunk, heads = list(D2.layers.parameters()), [*D2.category.parameters(), *D2.continuous.parameters()]
-
-    def gradients(loss, parameters):
-        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters)]
-
-    s, *Q_c = D2(fake.detach())
-    L_cat, L_con = infogan.information(c, *Q_c)
-    game = infogan.discriminator_loss(D2(x)[0], s, args)
-    expected = [g - 0.3 * a - 0.7 * b for g, a, b in zip(*(gradients(v, trunk) for v in (game, L_cat, L_con)))]
-    expected_heads = [-a - b for a, b in zip(*(gradients(v, heads) for v in (L_cat, L_con)))]
-    found = dict(zip((name for name, _ in D.named_parameters()), step_D))
-    names = dict(zip([*trunk, *heads], [*expected, *expected_heads]))
-    for name, p in D2.named_parameters():
-        if p in names:
-            assert torch.allclose(found[name], names[p], atol=1e-4 * names[p].abs().max() + 5e-6), name
-
-    s, *Q_c = D2(fake)
-    L_cat, L_con = infogan.information(c, *Q_c)
-    theirs = list(G2.parameters())
-    parts = (gradients(v, theirs) for v in (infogan.generator_loss(s, args), L_cat, L_con))
-    for ours, g, a, b in zip(step_G, *parts):
-        assert torch.allclose(ours, g - 0.3 * a - 0.7 * b, atol=1e-4 * ours.abs().max() + 1e-6)
-    assert values["loss_D"].item() == pytest.approx(game.item(), abs=1e-5)  # the game's value alone
+    s, *Q = D(fakes[0])
+    L_cat, L_con = infogan.information(asked[0], *Q)
+    game = infogan.discriminator_loss(D(x)[0], s, args)
+    parts = [gradients(loss, list(D.parameters())) for loss in (game, L_cat, L_con)]
+    for ours, g, cat, con in zip(step, *parts):
+        expected = g - 0.4 * cat - 0.7 * con
+        assert torch.allclose(ours, expected, atol=1e-4 * expected.abs().max() + 5e-6)
+    assert max(g.abs().max() for g in parts[1]) > 1e-3 < max(g.abs().max() for g in parts[2])
+    assert values["loss_D"].item() == pytest.approx(game.item(), abs=1e-5)  # the game's alone
+    assert values["L_I cat"].item() == pytest.approx(L_cat.item(), abs=1e-5)
+    assert values["L_I con"].item() == pytest.approx(L_con.item(), abs=1e-5)
 
 
-def test_cgan_losses_are_those_of_the_conditional_game():
-    G, D, opt_G, opt_D, args = networks(cgan, lr_g=0, lr_d=0)
-    with torch.no_grad():
-        [p.mul_(3) for p in D.parameters()]  # so that y tells
-    x, y = digits()
-    G.eval(), D.eval()
-    torch.manual_seed(3)
-    values = cgan.train_step(G, D, opt_G, opt_D, x, y, args)
-    torch.manual_seed(3)
-    fake = G(torch.randn(16, 16), y)
-    V = D(x, y).sigmoid().log().mean() + (1 - D(fake, y).sigmoid()).log().mean()
-    assert values["loss_D"].item() == pytest.approx(-V.item(), abs=1e-5)
-    assert values["loss_G"].item() == pytest.approx(-D(fake, y).sigmoid().log().mean().item(), abs=1e-5)
-    other = -(D(x, y).sigmoid().log().mean() + (1 - D(fake, y.flip(0)).sigmoid()).log().mean())
-    assert abs(values["loss_D"] - other) > 1e-4  # so the test can tell
+def test_infogan_s_step_of_g_descends_eq_6_with_lambda_for_each_kind_of_code():
+    options = ["--lambda_cat", "0.4", "--lambda_con", "0.7"]
+    G, D, opt_G, opt_D, args = networks(infogan, lr_g=0, lr_d=0, options=options)
+    asked, noise = codes_given_to(G), codes_given_to(G, 0)
+    values = infogan.train_step(G, D, opt_G, opt_D, *batch(infogan), args)
+    s, *Q = D(G(noise[0], asked[0]))
+    L_cat, L_con = infogan.information(asked[0], *Q)
+    losses = (infogan.generator_loss(s, args), L_cat, L_con)
+    parts = [gradients(loss, list(G.parameters())) for loss in losses]
+    for p, g, cat, con in zip(G.parameters(), *parts):
+        expected = g - 0.4 * cat - 0.7 * con
+        assert torch.allclose(p.grad, expected, atol=1e-4 * expected.abs().max() + 1e-6)
+    scale = max(p.grad.abs().max() for p in G.parameters())
+    assert max((0.4 * cat).abs().max() for cat in parts[1]) > 0.01 * scale  # so that it tells
+    assert values["loss_G"].item() == pytest.approx(losses[0].item(), abs=1e-5)
 
 
-def test_infogan_grid_sweeps_the_category_and_each_continuous_code_from_minus_2_to_2(tmp_path, monkeypatch):
-    monkeypatch.setattr(infogan, "test_error", lambda *_: 0.5)
+def test_infogan_s_heads_take_as_large_steps_in_the_control():
+    """Adam divides by the gradient's size: lambda 1e-3 slows G and D's trunk, but not Q."""
+    moved = {}
+    for weight in ("1", "1e-3"):
+        options = ["--lambda_cat", weight, "--lambda_con", weight]
+        G, D, opt_G, opt_D, args = networks(infogan, lr_g=0, options=options)
+        heads = nn.ModuleList([D.category, D.continuous])
+        before = weights(heads)
+        torch.manual_seed(1)
+        for _ in range(5):
+            infogan.train_step(G, D, opt_G, opt_D, *batch(infogan), args)
+        moved[weight] = {n: (p - before[n]).norm() for n, p in heads.named_parameters()}
+    for name in [name for name in moved["1"] if "weight" in name]:
+        assert moved["1e-3"][name] > 0.5 * moved["1"][name] > 0, name
+
+
+def test_infogan_resumed_with_other_lambdas_trains_with_them(run_options, tmp_path, monkeypatch):
+    seen = []
+    train_step = infogan.train_step
+
+    def record(*args):
+        seen.append((args[-1].lambda_cat, args[-1].lambda_con))
+        return train_step(*args)
+
+    monkeypatch.setattr(infogan, "train_step", record)
+    infogan.main([*run_options, "--n_epochs", "1", "--out_dir", str(tmp_path / "run")])
+    path = str(tmp_path / "run" / "checkpoint.pt")
+    infogan.main(["--resume", path, "--n_epochs", "2", "--lambda_cat", "5", "--lambda_con", "6"])
+    infogan.main(["--resume", path, "--n_epochs", "3"])
+    assert seen == [(0.3, 0.03)] * 4 + [(5, 6)] * 8
+
+
+def test_infogan_s_picture_sweeps_the_category_and_each_continuous_code_from_minus_2_to_2():
     G, D, *_, args = networks(infogan)
-    picture = infogan.sample(G, D, args)
-    z = torch.randn(25, 16, generator=torch.Generator().manual_seed(args.seed))
-    sweep = torch.linspace(-2, 2, 10)
-    eye = torch.eye(10)
-
-    def row(z_row, category, c2, c3):
-        c = torch.cat([category, torch.as_tensor(c2).expand(10)[:, None], torch.as_tensor(c3).expand(10)[:, None]], 1)
-        with torch.no_grad():
-            return G.eval()(z[z_row].expand(10, -1), c)
-
-    for index, expected in ((3, row(3, eye, 0.0, 0.0)), (5 + 4, row(9, eye[4].expand(10, -1), sweep, 0.0)),
-                            (15 + 8, row(23, eye[8].expand(10, -1), 0.0, sweep))):
-        assert torch.allclose(picture["images"][10 * index:10 * index + 10], expected, atol=1e-5), index
-    assert [picture["rows"][i] for i in (3, 9, 23)] == ["z3", "c2 of 4", "c3 of 8"]
-    assert len(picture["images"]) == 250 and len(picture["rows"]) == 25 and len(picture["columns"]) == 10
-    assert picture["columns"][0] == "0\n-2.0" and picture["columns"][9] == "9\n+2.0"
-
-
-def test_matching_is_the_best_one_to_one():
-    counts = torch.randint(100, (5, 5), generator=torch.Generator().manual_seed(0)).tolist()
-    from itertools import permutations
-    assert infogan.matched(counts) == max(sum(counts[i][p[i]] for i in range(5)) for p in permutations(range(5)))
-    assert infogan.matched([[9, 8], [8, 0]]) == 16  # the greedy choice would get 9
-
-
-def test_infogan_error_is_that_of_q_on_the_test_images(data_dir):
-    args = Namespace(dataset="mnist", data_dir=str(data_dir), img_size=None, seed=0)
-    labels = draw_glyphs(50, 1)[1]
-
-    class Q:
-        def __call__(self, x):  # names digit 3 as category 7 and so on, but 0 as 1's category
-            category = (labels + 4) % 10
-            category[labels == 0] = (1 + 4) % 10
-            return None, torch.eye(10)[category]
-
-    zeros, ones = (labels == 0).sum().item(), (labels == 1).sum().item()
-    assert infogan.test_error(Q(), args, "cpu") == pytest.approx(min(zeros, ones) / 50)
-
-
-@pytest.mark.parametrize("argv", [["--lambda_cat", "-1"], ["--lambda_con", "nan"], ["--lambda_con", "inf"]])
-def test_infogan_refuses_a_lambda_that_is_none(argv, run_options, capsys):
-    with pytest.raises(SystemExit) as stop:
-        infogan.main([*run_options, *argv])
-    assert stop.value.code == 2 and "at least 0" in capsys.readouterr().err
-
-
-def test_infogan_finds_a_damaged_test_set_before_any_work(tmp_path, capsys):
-    write_mnist(tmp_path)
-    path = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(SystemExit) as stop:
-        infogan.main(["--dataset", "mnist", "--data_dir", str(tmp_path), "--out_dir", str(tmp_path / "run")])
-    assert stop.value.code == 2 and "t10k-images-idx3-ubyte is damaged" in capsys.readouterr().err
-
-
-def test_infogan_prints_its_error_with_every_grid(run_options, tmp_path, capsys):
-    infogan.main([*run_options, "--out_dir", str(tmp_path)])
-    lines = capsys.readouterr().out.splitlines()
-    printed = sum(line.startswith("unsupervised test error 0.") for line in lines)
-    assert printed == len(list(tmp_path.glob("0*.png"))) + 1  # and once with samples.png
+    picture = infogan.sample(G.eval(), D, args)
+    z = torch.randn(5, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
+    sweep, zeros, eye = torch.linspace(-2, 2, 10)[:, None], torch.zeros(10, 1), torch.eye(10)
+    rows = [(z[i], torch.cat([eye, zeros, zeros], 1)) for i in range(5)]
+    for values in ([sweep, zeros], [zeros, sweep]):
+        rows += [(z[0], torch.cat([eye[k].expand(10, -1), *values], 1)) for k in range(3)]
+    with torch.no_grad():
+        expected = [G(noise.expand(10, -1), c) for noise, c in rows]
+    assert torch.allclose(picture["images"], torch.cat(expected), atol=1e-5)
+    assert picture["n_columns"] == len(picture["columns"]) == 10
+    assert len(picture["rows"]) == len(rows) == len(set(picture["rows"]))
