@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.utils import save_image
 
 import cogan
+
 DOMAINS = [*cogan.TRANSFORMS, "mnistm"]
 
 

@@ -29,8 +29,8 @@ FAMILY = {
     "cogan": (
         "dcgan",
         {*NETWORKS, "imports", "TRANSFORMS", "generator_layers", "discriminator_layers",
-         "halve_gradients", "agreement", "real_images", "pairs", "sample", "second_domain",
-         "build"},
+         "split_domains", "halve_gradients", "agreement", "real_images", "rows_of_two", "sample",
+         "second_domain", "build"},
     ),
     "fgan": (
         "vanilla_gan",

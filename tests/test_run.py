@@ -269,15 +269,18 @@ def test_weights_and_running_statistics_of_g_are_averaged_over_the_run(
 def test_bfloat16_is_for_the_step_alone(run_options, tmp_path, monkeypatch):
     inside = []
     train_step = dcgan.train_step
-    monkeypatch.setattr(
-        dcgan,
-        "train_step",
-        lambda *args: inside.append(torch.is_autocast_enabled("cpu")) or train_step(*args),
-    )
+
+    def record(*args):
+        inside.append((torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()))
+        return train_step(*args)
+
+    monkeypatch.setattr(dcgan, "train_step", record)
     options = [*run_options, "--n_epochs", "1"]
     dcgan.main([*options, "--bf16", "--out_dir", str(tmp_path / "half")])
+    # a cache would show G's step the D from before its update
+    assert inside == [(True, False)] * 4
     dcgan.main([*options, "--out_dir", str(tmp_path / "full")])
-    assert inside == [True] * 4 + [False] * 4
+    assert not any(enabled for enabled, _ in inside[4:])
     half, full = checkpoint_of(tmp_path / "half"), checkpoint_of(tmp_path / "full")
     assert all(not v.is_floating_point() or v.dtype == torch.float32 for v in half["G"].values())
     assert half["rows"] != full["rows"]
