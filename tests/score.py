@@ -1,16 +1,28 @@
 """How good are the samples of a checkpoint? One table, each figure beside that of real images.
 
     python tests/score.py runs/dcgan/checkpoint.pt
+    python tests/score.py runs/dcgan/checkpoint.pt --dataset ../shared/cifar10    # other images
 
-A small classifier is trained once on the dataset's training set and kept in its data folder. In its 128 features:
-    Frechet distance   between the Gaussians of 10,000 samples and of the test set (as Heusel et al. 2017 in Inception)
-    precision, recall  share of samples near a test image, and of test images near a sample (Kynkaanniemi et al. 2019)
-"real" is what training images get in the place of the samples: 10,000, for 1-NN 50,000, for f-GAN's likelihood 16,000.
-The classifier has seen them in its training, so it is a little surer of them than of images that are new to it.
+A classifier is trained once on the training set and kept in --cache. In its 128 features:
+    Frechet distance   between the Gaussians of the samples and of the test set
+                       (Heusel et al. 2017 have the features of Inception)
+    precision, recall  share of samples near a test image, and of test images near a sample
+                       (Kynkaanniemi et al. 2019)
+There are as many samples as training images, at most 10,000. "real" is what so many training images
+get in their place. The classifier has seen those, so that it is a little surer of them than of new
+images. In pixels, for images of at most 1024 values:
+    1-NN test error    of the test set, if a test image gets the class of its nearest sample
+    log-likelihood     of the test set under Gaussians around the samples, by two papers' protocols
+
+The test set is the dataset's own: that of MNIST, or the folder test or val beside train. A folder
+without one lends every tenth image to it, which the classifier then does not see in its training
+(the GAN has seen it). Where the images have no classes, there is no classifier, and only pixels are
+compared: the colours and their layout, and how near a sample is to its nearest training image.
 """
 import argparse
 import importlib
 import math
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -19,44 +31,134 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import load_data, load_patches  # noqa: E402
+from common import UserError, load_data  # noqa: E402
+
+SCRIPTS = ["vanilla_gan", "dcgan", "cgan", "lsgan", "acgan", "infogan", "cogan", "fgan"]
+N_SAMPLES = 10000
+N_LABELLED = 50000  # samples with classes, for the 1-NN error
+MOST_PIXELS = 1024  # values of an image up to which distances between pixels are worth their time
+ROWS_PER_CODE = 50  # of infogan.py's images, for each category and continuous code
+CLASSES_LISTED = 20  # up to as many classes have a row each
+FEWEST_STEPS = 600  # of the classifier's training, however small the dataset
+
+
+def unit(images):
+    """Images from uint8 to floats in [-1, 1], as the networks see them."""
+    return images / 127.5 - 1
+
+
+def block(n_in, n_out, kernel=3, stride=1):
+    """List a convolution, a batch normalisation and a ReLU."""
+    convolution = nn.Conv2d(n_in, n_out, kernel, stride, padding=1, bias=False)
+    return [convolution, nn.BatchNorm2d(n_out), nn.ReLU()]
+
+
+class Residual(nn.Module):
+    """x + block(x)."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.layers = nn.Sequential(*block(channels, channels))
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
+def digit_layers(channels, side):
+    """List the layers to 128 features for grey and for small images; a large image is halved."""
+    layers = []
+    while side >= 64:
+        layers += block(channels, 32, kernel=4, stride=2)
+        channels, side = 32, side // 2
+    return [
+        *layers, *block(channels, 32), *block(32, 32), nn.MaxPool2d(2), *block(32, 64),
+        *block(64, 64), nn.MaxPool2d(2), *block(64, 128), nn.AdaptiveMaxPool2d(3), nn.Flatten(),
+        nn.Linear(128 * 9, 128), nn.BatchNorm1d(128), nn.ReLU(),
+    ]
+
+
+def photo_layers(channels, side):
+    """List the layers to 128 features for colour images; they are halved until below 32."""
+    layers = []
+    while side >= 32:
+        layers += block(channels, 32, kernel=4, stride=2)
+        channels, side = 32, side // 2
+    return [
+        *layers, *block(channels, 64), nn.MaxPool2d(2), *block(64, 128), Residual(128),
+        nn.MaxPool2d(2), *block(128, 256), nn.AdaptiveMaxPool2d(1), nn.Flatten(),
+        nn.Linear(256, 128), nn.BatchNorm1d(128), nn.ReLU(),
+    ]
 
 
 class Classifier(nn.Module):
-    """Images (N, C, H, H), H at least 8 -> logits (N, n_classes); features() gives the 128 below them."""
+    """Images (N, C, H, H) in [-1, 1], H at least 8 -> logits (N, n_classes)."""
 
-    def __init__(self, channels, n_classes):
+    def __init__(self, img_shape, n_classes):
         super().__init__()
-
-        def block(n_in, n_out):
-            return [nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()]
-        self.layers = nn.Sequential(
-            *block(channels, 32), *block(32, 32), nn.MaxPool2d(2), *block(32, 64), *block(64, 64), nn.MaxPool2d(2),
-            *block(64, 128), nn.AdaptiveMaxPool2d(3), nn.Flatten(), nn.Linear(128 * 9, 128), nn.BatchNorm1d(128),
-            nn.ReLU())
-        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(128, n_classes))
+        channels, side = img_shape[0], img_shape[-1]
+        self.is_for_photos = channels == 3 and side >= 32
+        layers = photo_layers if self.is_for_photos else digit_layers
+        self.layers = nn.Sequential(*layers(channels, side))
+        dropout = 0.0 if self.is_for_photos else 0.3
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(128, n_classes))
 
     def forward(self, x):
         return self.head(self.layers(x))
 
     @torch.no_grad()
     def features(self, x):
-        """Features (N, 128) and class probabilities (N, n_classes), in eval mode, a thousand images at a time."""
-        features = torch.cat([self.eval().layers(chunk) for chunk in x.split(1000)])
+        """Features (N, 128) and class probabilities (N, n_classes) of uint8 or float images."""
+        self.eval()
+        features = []
+        for chunk in x.split(1000):
+            features.append(self.layers(chunk if chunk.is_floating_point() else unit(chunk)))
+        features = torch.cat(features)
         return features, self.head(features).softmax(1)
 
 
-def train_classifier(images, labels, n_classes, n_epochs=3, batch_size=200):
-    """A classifier of images (n, C, H, H) in [-1, 1], trained on crops shifted by up to 2 pixels."""
+def shifted(x):
+    """A batch of digits, shifted together by up to 2 pixels."""
+    return x.roll(torch.randint(-2, 3, (2,)).tolist(), (2, 3))
+
+
+def cropped_and_flipped(x):
+    """A batch of photographs, each shifted by up to an eighth of its side, some mirrored."""
+    n, side = len(x), x.shape[-1]
+    reach = side // 8
+    rows, columns = (torch.randint(2 * reach + 1, (n, 1)) + torch.arange(side) for _ in range(2))
+    columns = torch.where(torch.rand(n, 1) < 0.5, columns, columns.flip(1))
+    x = nn.functional.pad(x, [reach] * 4, "reflect")
+    index = torch.arange(n)[:, None, None]
+    return x[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def train_classifier(images, labels, n_classes, n_epochs=None, batch_size=200):
+    """Train a classifier of uint8 images (n, C, H, H)."""
     torch.manual_seed(0)
-    net = Classifier(images.shape[1], n_classes)
-    steps = n_epochs * (len(images) // batch_size)
-    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, max(2, steps))
+    net = Classifier(images.shape[1:], n_classes)
+    batch_size = min(batch_size, len(images))
+    n_batches = len(images) // batch_size
+    if n_epochs is None:
+        n_epochs = max(7 if net.is_for_photos else 3, math.ceil(FEWEST_STEPS / n_batches))
+    n_steps = max(2, n_epochs * n_batches)
+    if net.is_for_photos:
+        net = net.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(
+            net.parameters(), momentum=0.9, nesterov=True, weight_decay=5e-4
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, n_steps, pct_start=0.25)
+    else:
+        optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, n_steps)
     for epoch in range(n_epochs):
-        for index in torch.randperm(len(images)).split(batch_size)[:len(images) // batch_size]:
-            shift = torch.randint(-2, 3, (2,)) * (epoch < n_epochs - 1)  # none in the last epoch
-            x = images[index].roll(shift.tolist(), (2, 3))
+        if sys.stdout.isatty():
+            print(f"epoch {epoch + 1} of {n_epochs}", end="\r", flush=True)
+        for index in torch.randperm(len(images)).split(batch_size)[:n_batches]:
+            x = unit(images[index])
+            if net.is_for_photos:
+                x = cropped_and_flipped(x)
+            elif epoch < n_epochs - 1:  # the last epoch has the digits where they are
+                x = shifted(x)
             loss = nn.functional.cross_entropy(net(x), labels[index])
             optimizer.zero_grad()
             loss.backward()
@@ -66,52 +168,71 @@ def train_classifier(images, labels, n_classes, n_epochs=3, batch_size=200):
 
 
 def load_classifier(name, folder, images, labels, n_classes):
-    """The classifier kept under this name in the folder or, the first time, a new one of images (n, C, H, H)."""
-    path, net = Path(folder) / f"score-{name}.pt", Classifier(images.shape[1], n_classes)
+    """Load the classifier of uint8 images (n, C, H, H), or train it and keep it in the folder.
+
+    The file's name holds the name given here and a checksum of the images and labels.
+    """
+    checksum = zlib.crc32(labels.numpy(), zlib.crc32(images.contiguous().numpy()))
+    path = Path(folder) / f"score-{name}-{checksum:08x}.pt"
+    net = Classifier(images.shape[1:], n_classes)
     if path.exists():
         net.load_state_dict(torch.load(path, weights_only=True))
         return net.eval()
-    print(f"training a classifier, once: {path}", flush=True)
-    net = train_classifier(images, labels, n_classes)
     path.parent.mkdir(parents=True, exist_ok=True)  # drawn digits need no data folder
-    torch.save(net.state_dict(), path)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.touch()  # if it can't be written, fail before the training
+    try:
+        print(f"training a classifier, once: {path}", flush=True)
+        net = train_classifier(images, labels, n_classes)
+        torch.save(net.state_dict(), temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return net
 
 
 def frechet_distance(a, b):
-    """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of the Gaussians fitted to features a, b (n, d)."""
+    """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of Gaussians fitted to a, b (n, d)."""
     a, b = a.double(), b.double()
     A, B = torch.cov(a.T), torch.cov(b.T)
-    root = torch.linalg.eigvals(A @ B).real.clamp(min=0).sqrt().sum()  # the trace of the root: A B has real ones
+    # the eigenvalues of A B are real and at least 0; the trace of its root is the sum of theirs
+    root = torch.linalg.eigvals(A @ B).real.clamp(min=0).sqrt().sum()
     return ((a.mean(0) - b.mean(0)) ** 2).sum().item() + (A.trace() + B.trace() - 2 * root).item()
 
 
 def precision_recall(samples, real, k=3):
-    """Shares of samples within reach of a real image and the reverse; an image reaches to its k-th neighbour."""
+    """Share of samples within reach of a real image, and the reverse.
+
+    An image reaches as far as its k-th nearest neighbour of its own kind.
+    """
+
     def within(queries, points):
         reach = torch.cdist(points, points).kthvalue(k + 1, 1).values
         return (torch.cdist(queries, points) <= reach).any(1).float().mean().item()
+
     return within(samples, real), within(real, samples)
 
 
-def steady_rows(G, classify, limit):
-    """Share of InfoGAN's rows of 10 images, 50 for each category and continuous code, that stay in one class while the
-    code goes from -limit to limit, the other at 0; classify gives the classes (n,) of images."""
-    torch.manual_seed(1)
-    codes = torch.zeros(50, 10, 2, 10, 12)  # z, category, the code that moves, its value
-    for k in range(10):
-        codes[:, k, :, :, k] = 1
-    for j in range(2):
-        codes[:, :, j, :, 10 + j] = torch.linspace(-limit, limit, 10)
-    z = torch.randn(1000, G.latent_dim).repeat_interleave(10, 0)
-    with torch.no_grad():
-        rows = classify(G(z, codes.flatten(0, 3))).view(1000, 10)
-    return (rows == rows[:, :1]).all(1).float().mean().item()
+def thumbnails(images):
+    """Images (n, C, H, H) as their means over 8x8 fields, (n, C * 64)."""
+    chunks = images.split(1000)
+    floats = (chunk if chunk.is_floating_point() else unit(chunk) for chunk in chunks)
+    return torch.cat([nn.functional.adaptive_avg_pool2d(x, 8).flatten(1) for x in floats])
+
+
+def nearest_distance(queries, images):
+    """Mean distance of queries (n, d) to their nearest images (m, d), as a root mean square."""
+    chunks = [torch.cdist(chunk, images).amin(1) for chunk in queries.split(500)]
+    return torch.cat(chunks).mean().item() / math.sqrt(images.shape[1])
 
 
 def log_likelihood(samples, queries, sigmas):
-    """Mean log density of queries (n, d) under Gaussians of each sigma around samples (m, d); its standard error."""
-    constant = math.log(len(samples)) + samples.shape[1] * torch.tensor(sigmas).mul(math.sqrt(2 * math.pi)).log()
+    """Mean log density of queries (n, d) under Gaussians around samples (m, d); standard error.
+
+    Both are tensors with a value for each sigma.
+    """
+    norms = torch.tensor(sigmas).mul(math.sqrt(2 * math.pi)).log()
+    constant = math.log(len(samples)) + samples.shape[1] * norms
     densities = []
     for chunk in queries.split(500):
         squares = torch.cdist(chunk, samples) ** 2
@@ -121,7 +242,7 @@ def log_likelihood(samples, queries, sigmas):
 
 
 def parzen(samples, validation, test):
-    """The GAN paper's protocol: 10,000 samples in [0, 1], sigma chosen on 1,000 validation images."""
+    """The GAN paper's protocol: samples in [0, 1], sigma chosen on 1,000 validation images."""
     sigmas = torch.logspace(-1, 0, 10).tolist()
     best = log_likelihood(samples, validation, sigmas)[0].argmax()
     mean, error = log_likelihood(samples, test, [sigmas[best]])
@@ -129,9 +250,13 @@ def parzen(samples, validation, test):
 
 
 def parzen_fgan(samples, test):
-    """f-GAN's: 16,000 samples, the bandwidth by 3-fold cross-validation among them, on 1,500 of each fold."""
-    sigmas, folds = [0.05 * 1.1**k for k in range(18)], samples.chunk(3)
-    scores = sum(log_likelihood(torch.cat([*folds[:i], *folds[i + 1:]]), folds[i][:1500], sigmas)[0] for i in range(3))
+    """f-GAN's: sigma by 3-fold cross-validation among the samples, on 1,500 of each fold."""
+    sigmas = [0.05 * 1.1**k for k in range(18)]
+    folds = samples.chunk(3)
+    scores = torch.zeros(len(sigmas))
+    for i, fold in enumerate(folds):
+        others = torch.cat([*folds[:i], *folds[i + 1 :]])
+        scores += log_likelihood(others, fold[:1500], sigmas)[0]
     mean, error = log_likelihood(samples, test, [sigmas[scores.argmax()]])
     return f"{mean.item():.1f} +- {error.item():.1f}"
 
@@ -143,100 +268,300 @@ def nearest_neighbour_error(images, labels, test_images, test_labels):
     return (labels[nearest] != test_labels).float().mean().item()
 
 
+def largest_matching(counts):
+    """Match categories to classes one to one so that most images agree; return their number.
+
+    counts (n_categories, n_classes), a list of lists, is the number of images by Q's category and
+    by class. Classes are matched in turn, each with a category or with none; of the ways to have
+    used the same set of categories, only the best is kept.
+    """
+    best = {frozenset(): 0}  # the categories that are used: the most images that then agree
+    for column in zip(*counts):
+        extended = dict(best)  # this class has no category
+        for used, n_agreeing in best.items():
+            for category, n in enumerate(column):
+                if category not in used:
+                    key = used | {category}
+                    extended[key] = max(extended.get(key, 0), n_agreeing + n)
+        best = extended
+    return max(best.values())
+
+
+@torch.no_grad()
+def unsupervised_error(D, images, labels, n_classes):
+    """The error of infogan.py's Q as a classifier of uint8 images that never saw a label.
+
+    Returns the share of images that are not in the category matched to their class, and the number
+    of categories that have a class of their own: more than half of their images are of this class,
+    and more than half of this class's images are in them.
+    """
+    D.eval()
+    category = torch.cat([D(unit(chunk))[1].argmax(1) for chunk in images.split(1000)])
+    n_categories = D(unit(images[:1]))[1].shape[1]
+    counts = torch.bincount(category * n_classes + labels, minlength=n_categories * n_classes)
+    counts = counts.view(n_categories, n_classes)
+    n_own = ((2 * counts > counts.sum(1, keepdim=True)) & (2 * counts > counts.sum(0))).sum()
+    return 1 - largest_matching(counts.tolist()) / len(images), int(n_own)
+
+
+@torch.no_grad()
+def steady_rows(G, classify, limit):
+    """Share of InfoGAN's rows that stay in one class while a code goes from -limit to limit.
+
+    A row is 10 images of one z and one category; the other continuous code is 0. classify gives the
+    classes (n,) of images.
+    """
+    torch.manual_seed(1)
+    codes = torch.zeros(ROWS_PER_CODE, 10, 2, 10, 12)  # z, category, the code that moves, its value
+    for k in range(10):
+        codes[:, k, :, :, k] = 1
+    for j in range(2):
+        codes[:, :, j, :, 10 + j] = torch.linspace(-limit, limit, 10)
+    codes = codes.flatten(0, 3)
+    z = torch.randn(len(codes) // 10, G.latent_dim).repeat_interleave(10, 0)
+    rows = [classify(G(*chunk)) for chunk in zip(z.split(1000), codes.split(1000))]
+    rows = torch.cat(rows).view(-1, 10)
+    return (rows == rows[:, :1]).all(1).float().mean().item()
+
+
 @torch.no_grad()
 def draw(module, G, n, labels):
-    """n samples: a pair of domains from cogan.py, else one tensor; and the classes asked for, or None. They come, as in
-    the training, from the data, whose labels (N,) these are."""
+    """Draw n samples; return them and the classes that were asked for, or None.
+
+    cogan.py's samples are a pair of tensors, one for each domain. Classes come, as in the training,
+    from the data, whose labels (N,) these are.
+    """
     torch.manual_seed(1)
-    chunks, asked = [], labels[torch.arange(n) % len(labels)]
+    is_conditional = hasattr(G, "classes")
+    asked = labels[torch.arange(n) % len(labels)]
+    chunks = []
     for y in asked.split(1000):
         z = torch.randn(len(y), G.latent_dim)
-        chunks.append(G(z, y) if hasattr(G, "n_classes") else
-                      G(z, module.sample_code(len(z), "cpu")) if module.__name__ == "infogan" else G(z))
+        if is_conditional:
+            chunks.append(G(z, y))
+        elif module.__name__ == "infogan":
+            chunks.append(G(z, module.sample_code(len(z), "cpu")))
+        else:
+            chunks.append(G(z))
     if module.__name__ == "cogan":
-        return tuple(torch.cat(half) for half in zip(*chunks)), None
-    return torch.cat(chunks), asked if hasattr(G, "n_classes") else None
+        return tuple(torch.cat(domain) for domain in zip(*chunks)), None
+    return torch.cat(chunks), asked if is_conditional else None
+
+
+def load_run(path):
+    """Load a checkpoint, the module of its script and its generator."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        script = saved["script"]
+    except Exception as error:  # torch.load answers a damaged or foreign file in a dozen ways
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is not a checkpoint: {reason}") from error
+    if script not in SCRIPTS:
+        raise UserError(f"{path} is a checkpoint of {script}.py, which is not one of the scripts.")
+    module = importlib.import_module(script)
+    try:
+        return saved, module, module.load_generator(path)
+    except (KeyError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} does not fit the present {script}.py: {reason}") from error
+
+
+def load_sets(dataset, data_dir, img_size):
+    """Load the training and the test set of a dataset.
+
+    The seed is 0 whatever the run's was: all runs on glyphs have one classifier and one test set.
+    """
+    train = load_data(dataset, data_dir, img_size, "cpu", seed=0)
+    try:
+        return train, load_data(train.name, data_dir, img_size, "cpu", seed=0, train=False)
+    except UserError as error:
+        if "no test set" not in str(error):
+            raise
+    print("No test set: every tenth image is kept from the classifier and taken for it.")
+    held_out = torch.arange(len(train.images)) % 10 == 9
+    parts = [
+        train._replace(images=train.images[part], labels=train.labels[part])
+        for part in (~held_out, held_out)
+    ]
+    return tuple(parts)
+
+
+def check_sets(train, test, G, img_shape):
+    """Raise UserError if samples of G can't be compared with these images."""
+    for data in (train, test):
+        if tuple(data.images.shape[1:]) != tuple(img_shape):
+            drawn, real = ("x".join(map(str, s)) for s in (img_shape, data.images.shape[1:]))
+            raise UserError(f"the samples are {drawn}, but the images of {train.name} are {real}.")
+    if hasattr(G, "classes") and list(G.classes) != list(train.classes):
+        raise UserError(f"the run had other classes than {train.name} has.")
+    if len(test.images) < 8:
+        n = len(test.images)
+        raise UserError(f"{train.name} has {n} images to test on; at least 8 are needed.")
+
+
+def default_cache(data_dir):
+    """Choose the folder of the classifiers: that of the datasets or, if it is read-only, runs."""
+    folder = Path(data_dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    # root may write everywhere, also where nobody should
+    is_writable = os.access(there, os.W_OK) and there.stat().st_mode & 0o222
+    return Path(data_dir) if is_writable else Path("runs")
+
+
+def row(name, ours, real=""):
+    """Print a line of the table."""
+    columns = (f"{v:16.3f}" if isinstance(v, float) else f"{v:>16}" for v in (ours, real))
+    print(f"{name:28}", *columns, flush=True)
+
+
+def feature_table(title, net, samples, real, test, classes):
+    """Print what every generator has; return the classes seen in the samples, and the accuracy."""
+    (f, p), (f_real, p_real), (f_test, p_test) = map(net.features, (samples, real, test.images))
+    accuracy = (p_test.argmax(1) == test.labels).float().mean().item()
+    about = f"(classifier: {accuracy:.2%} of the test set)"
+    print(f"\n{title:28} {'samples':>16} {'real':>16}   {about}")
+    row("Frechet distance", frechet_distance(f, f_test), frechet_distance(f_real, f_test))
+    half = len(f) // 2
+    # of the test set every other image: the first half of MNIST's is the easier one
+    near, near_real = (precision_recall(g[:half], f_test[::2]) for g in (f, f_real))
+    row("precision", near[0], near_real[0])
+    row("recall", near[1], near_real[1])
+    row("classified above 0.9", *((q.amax(1) > 0.9).float().mean().item() for q in (p, p_real)))
+    shares = [torch.bincount(q.argmax(1), minlength=len(classes)) / len(q) for q in (p, p_real)]
+    if len(classes) <= CLASSES_LISTED:
+        for name, *both in zip(classes, *(share.tolist() for share in shares)):
+            row(f"share of class {name}", *both)
+    else:
+        row("share of the rarest class", *(share.min().item() for share in shares))
+        row("share of the commonest class", *(share.max().item() for share in shares))
+    return p.argmax(1), accuracy
+
+
+def pixel_table(title, samples, real, test, train, quick):
+    """Print what can be measured without classes."""
+    print(f"\n{train.name} has no classes, hence no classifier; only pixels are compared.")
+    print(f"{title:28} {'samples':>16} {'real':>16}")
+    ours, reals, tests = map(thumbnails, (samples, real, test.images))
+    row("Frechet distance of 8x8", frechet_distance(ours, tests), frechet_distance(reals, tests))
+    if quick:
+        return
+    # real are here images that are new to the training set, as samples should be
+    side = min(32, samples.shape[-1])
+    new, unseen, seen = (
+        torch.cat([
+            nn.functional.adaptive_avg_pool2d(chunk, side).flatten(1)
+            for chunk in (x if x.is_floating_point() else unit(x)).split(1000)
+        ])
+        for x in (samples[:1000], test.images[:1000], train.images)
+    )
+    row("to nearest training image", nearest_distance(new, seen), nearest_distance(unseen, seen))
+
+
+def compare(title, samples, real, train, test, cache, quick):
+    """Print the table of one domain; return its classifier, the classes seen and the accuracy."""
+    if len(train.classes) < 2:
+        pixel_table(title, samples, real, test, train, quick)
+        return None, None, None
+    name = f"{Path(train.name).resolve().name}-{train.images.shape[-1]}"
+    net = load_classifier(name, cache, train.images, train.labels, len(train.classes))
+    return net, *feature_table(title, net, samples, real, test, train.classes)
+
+
+def infogan_rows(saved, module, G, net, test):
+    """Print how well infogan.py's categories are classes, and how steady its rows are."""
+    D = module.Discriminator(tuple(saved["config_G"]["img_shape"]), saved["config_G"]["width"])
+    D.load_state_dict(saved["D"])
+    error, n_own = unsupervised_error(D, test.images, test.labels, len(test.classes))
+    row("unsupervised test error", error)
+    row("categories with own class", f"{n_own} of {module.N_CATEGORIES}")
+    for limit in (1, 2):
+        steady = steady_rows(G, lambda x: net.features(x)[1].argmax(1), limit)
+        row(f"rows of one class, -{limit}..{limit}", steady)
+
+
+def cogan_rows(saved, module, samples, real, train, test, seen, cache, quick):
+    """Print the table of cogan.py's second domain, and how far its pairs are pairs."""
+    domain = saved["args"]["domain"]
+
+    def second(images, seed):  # the seed chooses mnistm's patches
+        args = argparse.Namespace(**saved["args"] | {"seed": seed})
+        return module.second_domain(images, args)
+
+    train = train._replace(images=second(train.images, 11))
+    test = test._replace(images=second(test.images, 13))
+    title = f"domain 2: {domain}"
+    x1, x2 = samples
+    _, seen2, _ = compare(title, x2, second(real, 12), train, test, cache, quick)
+    if seen is not None:
+        row("same class in both domains", (seen == seen2).float().mean().item())
+    if domain in module.TRANSFORMS:
+        is_ink = module.TRANSFORMS[domain](x1) > 0
+        row("pixel agreement", (is_ink == (x2 > 0)).float().mean().item())
+        row("of shuffled pairs", (is_ink == (x2.roll(1, 0) > 0)).float().mean().item())
+
+
+def score(options):
+    """Print the table of a checkpoint."""
+    saved, module, G = load_run(options.checkpoint)
+    is_cogan = saved["script"] == "cogan"
+    img_shape = saved["config_G"]["img_shapes"][0] if is_cogan else saved["config_G"]["img_shape"]
+    data_dir = options.data_dir or saved["args"]["data_dir"]
+    dataset = options.dataset or saved["args"]["dataset"]
+    train, test = load_sets(dataset, data_dir, img_shape[-1])
+    check_sets(train, test, G, img_shape)
+    cache = options.cache or default_cache(data_dir)
+    quick = options.quick
+
+    torch.manual_seed(0)
+    chosen = torch.randperm(len(train.images))
+    labels = train.labels[chosen]
+    n_samples = min(N_SAMPLES, len(chosen))
+    real = train.images[chosen[:n_samples]]
+    samples, asked = draw(module, G, n_samples, labels)
+    first = samples[0] if is_cogan else samples
+    net, seen, accuracy = compare(saved["script"], first, real, train, test, cache, quick)
+    if asked is not None:
+        row("class asked = class seen", (seen == asked).float().mean().item(), accuracy)
+    if saved["script"] == "infogan" and net:
+        infogan_rows(saved, module, G, net, test)
+    if is_cogan:
+        cogan_rows(saved, module, samples, real, train, test, seen, cache, quick)
+    if quick:
+        return
+    if math.prod(img_shape) > MOST_PIXELS:
+        print("1-NN error, log-likelihoods      skipped: the images are too large for them")
+        return
+
+    if asked is not None:
+        many, asked = draw(module, G, min(N_LABELLED, len(labels)), labels)
+        known = (many, asked), (unit(train.images[chosen[: len(many)]]), labels[: len(many)])
+        truth = (unit(test.images), test.labels)
+        row("1-NN test error", *(nearest_neighbour_error(*pair, *truth) for pair in known))
+    many = draw(module, G, 16000, labels)[0]
+    many = (many[0] if is_cogan else many).flatten(1) / 2 + 0.5
+    reals, validation = (
+        train.images[index].flatten(1) / 255 for index in (chosen[:16000], chosen[-1000:])
+    )
+    truth = test.images.flatten(1) / 255
+    row("log-likelihood (GAN)", *(parzen(x[:10000], validation, truth) for x in (many, reals)))
+    row("log-likelihood (f-GAN)", *(parzen_fgan(x, truth) for x in (many, reals)))
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="score.py", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint")
-    parser.add_argument("--data_dir", help="where the dataset lies (default: where the run had it)")
+    parser.add_argument("--dataset", help="what to compare with (default: the run's dataset)")
+    parser.add_argument("--data_dir", help="directory of the datasets (default: the run's)")
+    parser.add_argument("--cache",
+        help="folder that keeps the classifiers (default: the data_dir or, if that is read-only, "
+        "runs)")
+    parser.add_argument("--quick", action="store_true",
+        help="leave out the comparisons of pixels that take long")
     options = parser.parse_args(argv)
     try:
-        saved = torch.load(options.checkpoint, map_location="cpu", weights_only=True)
-        module, args = importlib.import_module(saved["script"]), argparse.Namespace(**saved["args"])
-        folder = Path(options.data_dir or args.data_dir)
-        train, test = (load_data(args.dataset, folder, args.img_size, "cpu", args.seed, train=t) for t in (True, False))
-        G, n_classes = module.load_generator(options.checkpoint), len(train.classes)
-    except Exception as error:  # torch.load answers a damaged or foreign file in a dozen ways
-        parser.exit(2, f"{options.checkpoint} can't be scored: {' '.join(str(error).split())[:300]}\n")
-
-    def unit(images):
-        return images / 127.5 - 1
-
-    def other(images, seed):  # the second domain of cogan.py
-        if args.domain != "mnistm":
-            return torch.cat([module.transform(unit(chunk), args.domain) for chunk in images.split(1000)])
-        patches = load_patches(len(images), images.shape[-1], args.photos, seed)
-        return unit((patches.int() - images.int()).abs())
-
-    def table(title, net, samples, real, truth):
-        """The figures that every generator has; returns the classes of the samples."""
-        (f, p), (f_real, p_real), (f_test, p_test) = (net.features(x) for x in (samples, real, truth))
-        accuracy = (p_test.argmax(1) == test.labels).float().mean()
-        print(f"\n{title:28} {'samples':>16} {'real':>16}   (classifier: {accuracy:.2%} of the test set)")
-        half = len(f) // 2  # samples come in random order; the first half of MNIST's test set is the easier
-        near, near_real = (precision_recall(g[:half], f_test[::2]) for g in (f, f_real))
-        line("Frechet distance", frechet_distance(f, f_test), frechet_distance(f_real, f_test))
-        line("precision", near[0], near_real[0])
-        line("recall", near[1], near_real[1])
-        line("classified above 0.9", *((q.amax(1) > 0.9).float().mean().item() for q in (p, p_real)))
-        shares = [torch.bincount(q.argmax(1), minlength=n_classes) / len(q) for q in (p, p_real)]
-        for name, ours, share in zip(train.classes, *shares):
-            line(f"share of class {name}", ours.item(), share.item())
-        return p.argmax(1)
-
-    def line(name, ours, real=""):
-        print(f"{name:28}", *(f"{v:16.3f}" if isinstance(v, float) else f"{v:>16}" for v in (ours, real)), flush=True)
-
-    size = f"{train.name}-{train.images.shape[-1]}"
-    torch.manual_seed(0)
-    chosen = torch.randperm(len(train.images))
-    real, truth, labels = unit(train.images[chosen[:10000]]), unit(test.images), train.labels[chosen]
-    samples, asked = draw(module, G, 10000, labels)
-    first = samples[0] if saved["script"] == "cogan" else samples
-    net = load_classifier(size, folder, unit(train.images), train.labels, n_classes)
-    seen = table(saved["script"], net, first, real, truth)
-    if asked is not None:
-        line("class asked = class seen", (seen == asked).float().mean().item())
-        many, asked = draw(module, G, 50000, labels)
-        line("1-NN test error", nearest_neighbour_error(many, asked, truth, test.labels), nearest_neighbour_error(
-            unit(train.images[chosen[:50000]]), labels[:50000], truth, test.labels))
-    if saved["script"] == "infogan":
-        D = module.Discriminator(tuple(train.images.shape[1:]), 1, 1)
-        D.load_state_dict(saved["D"])
-        args.data_dir = folder
-        with torch.no_grad():
-            line("unsupervised test error", module.test_error(D.eval(), args, "cpu"))
-        for limit in (1, 2):
-            line(f"rows of one class, -{limit}..{limit}", steady_rows(G, lambda x: net.features(x)[1].argmax(1), limit))
-    if saved["script"] == "cogan":
-        photos = f"-{zlib.crc32(load_patches(10, 28, args.photos).numpy()):08x}" if args.photos else ""
-        net = load_classifier(f"{size}-{args.domain}{photos}", folder, other(train.images, 11), train.labels, n_classes)
-        second = table(f"domain 2: {args.domain}", net, samples[1], other(train.images[chosen[:10000]], 12),
-                       other(test.images, 13))
-        line("same class in both domains", (seen == second).float().mean().item())
-        if args.domain != "mnistm":
-            ink = module.transform(samples[0], args.domain) > 0
-            line("pixel agreement", (ink == (samples[1] > 0)).float().mean().item())
-            line("of shuffled pairs", (ink == (samples[1].roll(1, 0) > 0)).float().mean().item())
-    many = draw(module, G, 16000, labels)[0]
-    many = (many[0] if saved["script"] == "cogan" else many).flatten(1) / 2 + 0.5
-    validation, true = train.images[chosen[-1000:]].flatten(1) / 255, test.images.flatten(1) / 255
-    reals = train.images[chosen[:16000]].flatten(1) / 255
-    line("log-likelihood (GAN)", *(parzen(x[:10000], validation, true) for x in (many, reals)))
-    line("log-likelihood (f-GAN)", *(parzen_fgan(x, true) for x in (many, reals)))
+        score(options)
+    except (UserError, OSError) as error:
+        parser.exit(2, f"score.py: {error}\n")
 
 
 if __name__ == "__main__":

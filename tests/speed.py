@@ -1,13 +1,16 @@
-"""How fast are the scripts, and what does the usual loop cost? Steps per second, on MNIST, by the clock.
+"""How fast are the scripts, and what does the usual loop cost? Steps per second on MNIST.
 
-    python tests/speed.py                  # every script, and a DCGAN trained the usual way, in a minute or two
-    python tests/speed.py --cuda           # every script on a GPU, and how much of the time its kernels run
-    python tests/speed.py --distance 5     # dcgan.py and the usual way, until the samples are that near the test set
+    python tests/speed.py                  # every script, and a DCGAN trained the usual way
+    python tests/speed.py --cuda           # every script on a GPU, and how long its kernels run
+    python tests/speed.py --bf16           # dcgan.py in float32 and bfloat16, at three image sizes
+    python tests/speed.py --distance 5     # dcgan.py and the usual way, to a Frechet distance of 5
 
-The usual way is that of PyTorch-GAN and of most tutorials, written anew here: a DataLoader decodes and resizes every
-image to 32x32 in every epoch, convolutions work on upsampled maps, and G's images are scored with D's gradients kept.
+The usual way is that of PyTorch-GAN and of most tutorials, written anew here: a DataLoader decodes
+and resizes every image to 32x32 in every epoch, convolutions work on upsampled maps, and G's images
+are scored with D's gradients kept.
 """
 import argparse
+import copy
 import importlib
 import sys
 import time
@@ -17,52 +20,80 @@ from pathlib import Path
 import score
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 from torchvision import datasets, transforms
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import batches, load_data  # noqa: E402
+from common import Data, UserError, batches  # noqa: E402
 
-SCRIPTS = ["vanilla_gan", "dcgan", "cgan", "lsgan", "acgan", "infogan", "cogan", "fgan"]
+USUAL = "the usual way"
+SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64)]  # of the images for --bf16
+ROUNDS = 4  # of which --bf16 takes the fastest
 
 
-def ours(name, data_dir, device="cpu"):
-    """Yields G after every step of the script's own loop (main, but files and falling rates), and before it."""
+def ours(name, options, device="cpu", data=None):
+    """Run the loop of a script's train, without its files and falling learning rates.
+
+    data takes the place of the dataset that the options name. Yields the average of G before the
+    first step and after every step.
+    """
     module = importlib.import_module(name)
-    args = module.parse_args(["--data_dir", str(data_dir), "--dataset", "mnist"])
-    data, config_G, config_D = module.setup(args, device)
-    G, D = module.Generator(**config_G).to(device), module.Discriminator(**config_D).to(device)
-    opt_G, opt_D = (torch.optim.Adam(net.parameters(), lr, (args.b1, args.b2), fused=True)
-                    for net, lr in ((G, args.lr_g), (D, args.lr_d)))
-    average = AveragedModel(G, use_buffers=True,
-                            avg_fn=lambda old, new, n: old.float().lerp_(new.float(), (10 / (n + 10)).clamp(0.002)))
-    yield average.module
+    args = module.parse_args(options)
+    load = module.load_data
+    module.load_data = (lambda *_, **__: data) if data else load
+    try:
+        data, G, D = module.build(args, device)
+    finally:
+        module.load_data = load
+    opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
+    opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
+    G_avg = copy.deepcopy(G).eval()
+    yield G_avg
+    steps_done = 0
     while True:
         for x, y in batches(data, args.batch_size):
-            module.train_step(G, D, opt_G, opt_D, x, y, args)
-            average.update_parameters(G)
-            yield average.module
+            with torch.autocast(device, torch.bfloat16, args.bf16, cache_enabled=False):
+                module.train_step(G, D, opt_G, opt_D, x, y, args)
+            module.update_average(G_avg, G, steps_done)
+            steps_done += 1
+            yield G_avg
 
 
 def usual(data_dir):
-    """The same for the usual way: PyTorch-GAN's DCGAN in its layers, sizes and order of steps, with the usual eps."""
+    """Run the usual way: PyTorch-GAN's DCGAN in its layers, sizes and order of steps.
+
+    The epsilon of its batch normalisation is the usual one. Yields G as ours does.
+    """
+
     def up(n_in, n_out):
-        return nn.Upsample(scale_factor=2), nn.Conv2d(n_in, n_out, 3, 1, 1), nn.BatchNorm2d(n_out), nn.LeakyReLU(0.2)
+        convolution = nn.Conv2d(n_in, n_out, 3, 1, 1)
+        return nn.Upsample(scale_factor=2), convolution, nn.BatchNorm2d(n_out), nn.LeakyReLU(0.2)
 
     def down(n_in, n_out):
-        return nn.Conv2d(n_in, n_out, 3, 2, 1), nn.LeakyReLU(0.2), nn.Dropout2d(0.25), nn.BatchNorm2d(n_out)
-    G = nn.Sequential(nn.Linear(100, 128 * 64), nn.Unflatten(1, (128, 8, 8)), nn.BatchNorm2d(128), *up(128, 128),
-                      *up(128, 64), nn.Conv2d(64, 1, 3, 1, 1), nn.Tanh())
-    D = nn.Sequential(*down(1, 16)[:3], *down(16, 32), *down(32, 64), *down(64, 128), nn.Flatten(),
-                      nn.Linear(128 * 4, 1), nn.Sigmoid())
+        convolution = nn.Conv2d(n_in, n_out, 3, 2, 1)
+        return convolution, nn.LeakyReLU(0.2), nn.Dropout2d(0.25), nn.BatchNorm2d(n_out)
+
+    G = nn.Sequential(
+        nn.Linear(100, 128 * 64), nn.Unflatten(1, (128, 8, 8)), nn.BatchNorm2d(128),
+        *up(128, 128), *up(128, 64), nn.Conv2d(64, 1, 3, 1, 1), nn.Tanh(),
+    )
+    D = nn.Sequential(
+        *down(1, 16)[:3], *down(16, 32), *down(32, 64), *down(64, 128), nn.Flatten(),
+        nn.Linear(128 * 4, 1), nn.Sigmoid(),
+    )
     for p in (*G.parameters(), *D.parameters()):
         if p.ndim == 4:
             nn.init.normal_(p, 0, 0.02)
     G.latent_dim = 100
-    opt_G, opt_D = (torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999)) for net in (G, D))
-    transform = transforms.Compose([transforms.Resize(32), transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
-    loader = torch.utils.data.DataLoader(datasets.MNIST(data_dir, transform=transform), 64, shuffle=True)
-    loss, real, fake = nn.BCELoss(), torch.ones(64, 1), torch.zeros(64, 1)
+    opt_G = torch.optim.Adam(G.parameters(), 2e-4, (0.5, 0.999))
+    opt_D = torch.optim.Adam(D.parameters(), 2e-4, (0.5, 0.999))
+    transform = transforms.Compose(
+        [transforms.Resize(32), transforms.ToTensor(), transforms.Normalize([0.5], [0.5])]
+    )
+    data = datasets.MNIST(data_dir, transform=transform)
+    loader = torch.utils.data.DataLoader(data, 64, shuffle=True)
+    loss = nn.BCELoss()
+    real = torch.ones(64, 1)
+    fake = torch.zeros(64, 1)
     yield G
     while True:
         for x, _ in islice(loader, len(loader) - 1):
@@ -77,7 +108,8 @@ def usual(data_dir):
 
 
 def timed(function, spent):
-    """The function, which adds the seconds that its outermost call takes to spent[0]."""
+    """Wrap a function to add the seconds of its outermost call to spent[0]."""
+
     def call(*args, **kwargs):
         start, inside = time.perf_counter(), spent[1]
         spent[1] = True
@@ -87,14 +119,16 @@ def timed(function, spent):
             spent[1] = inside
             if not inside:
                 spent[0] += time.perf_counter() - start
+
     return call
 
 
 def steps_per_second(steps, n):
-    """Steps per second over n steps of the loop, and the share of the time outside networks and optimizers."""
+    """Time n steps: steps per second, and the share of the time outside networks and optimizers."""
     for _ in islice(steps, 1 + min(n, 10)):  # data loading and warm-up
         pass
-    spent, patched = [0.0, False], [(nn.Module, "__call__"), (torch.Tensor, "backward"), (torch.optim.Adam, "step")]
+    spent = [0.0, False]
+    patched = [(nn.Module, "__call__"), (torch.Tensor, "backward"), (torch.optim.Adam, "step")]
     originals = [getattr(*place) for place in patched]
     for place, original in zip(patched, originals):
         setattr(*place, timed(original, spent))
@@ -109,29 +143,61 @@ def steps_per_second(steps, n):
     return n / whole, 1 - spent[0] / whole
 
 
-def steps_per_second_and_kernels(steps, n):
-    """Steps per second over n steps on a CUDA device; kernels a step, and the share of the time in which they run."""
-    for _ in islice(steps, 1 + n):  # data loading and warm-up
-        pass
-    torch.cuda.synchronize()
+def plain_steps_per_second(steps, n):
+    """Time n steps on the CPU or a CUDA device, which is waited for before and after."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
     start = time.perf_counter()
     for _ in islice(steps, n):
         pass
-    torch.cuda.synchronize()
-    per_second = n / (time.perf_counter() - start)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
+    wait()
+    return n / (time.perf_counter() - start)
+
+
+def steps_per_second_and_kernels(steps, n):
+    """Time n steps on a CUDA device: steps per second, kernels a step, share of time they run."""
+    for _ in islice(steps, 1 + n):  # data loading and warm-up
+        pass
+    per_second = plain_steps_per_second(steps, n)
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         for _ in islice(steps, 10):
             pass
         torch.cuda.synchronize()
-    kernels = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    return per_second, len(kernels) / 10, sum(kernel.device_time for kernel in kernels) / 10 * 1e-6 * per_second
+    cuda = torch.autograd.DeviceType.CUDA
+    kernels = [event for event in profile.events() if event.device_type == cuda]
+    busy = sum(kernel.device_time for kernel in kernels) / 10 * 1e-6  # seconds a step
+    return per_second, len(kernels) / 10, busy * per_second
+
+
+def compare_bf16(device, n):
+    """Print the speed of dcgan.py on random images in float32 and in bfloat16, in turns."""
+    print(f"{'':16} {'float32':>8} {'bfloat16':>8}   steps/s, the fastest of {ROUNDS} rounds each")
+    for shape in SHAPES:
+        images = torch.randint(256, (256, *shape), dtype=torch.uint8, device=device)
+        data = Data("random", images, torch.zeros(256, dtype=torch.long, device=device), [""])
+        loops = [ours("dcgan", options, device, data) for options in ([], ["--bf16"])]
+        for steps in loops:
+            for _ in islice(steps, 1 + min(n, 10)):
+                pass
+        speeds = [[plain_steps_per_second(steps, n) for steps in loops] for _ in range(ROUNDS)]
+        plain, bf16 = map(max, zip(*speeds))
+        channels, height, width = shape
+        name = f"{height}x{width}x{channels}"
+        print(f"{name:16} {plain:8.1f} {bf16:8.1f}   {bf16 / plain:.2f} times", flush=True)
 
 
 def seconds_to(distance, steps, data_dir, every, limit, n=10000):
-    """Prints the distance of n samples every so many steps, until it is reached or the limit of seconds is spent."""
-    train, test = (load_data("mnist", data_dir, train=t) for t in (True, False))
-    net = score.load_classifier("mnist-28", data_dir, train.images / 127.5 - 1, train.labels, 10)
-    truth, spent, now = net.features(test.images / 127.5 - 1)[0], 0.0, float("inf")
+    """Print the distance of n samples every so many steps, until it is reached.
+
+    Give up when the limit of seconds is spent; drawing and measuring samples does not count.
+    """
+    train, test = score.load_sets("mnist", data_dir, None)
+    cache = score.default_cache(data_dir)
+    net = score.load_classifier("mnist-28", cache, train.images, train.labels, 10)
+    truth = net.features(test.images)[0]
+    spent = 0.0
+    now = float("inf")
     next(steps)  # the networks as they start, with the data loaded
     while now > distance and spent < limit:
         start = time.perf_counter()
@@ -146,39 +212,66 @@ def seconds_to(distance, steps, data_dir, every, limit, n=10000):
         print(f"{spent:8.0f} s   distance {now:8.2f}", flush=True)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("scripts", nargs="*", help="names without .py (none: all)")
-    parser.add_argument("--data_dir", default="data", help="where MNIST lies")
-    parser.add_argument("--cuda", action="store_true", help="time the scripts on a CUDA device")
-    parser.add_argument("--steps", type=int, default=100, help="steps that are timed")
-    parser.add_argument("--distance", type=float, help="instead: seconds to this Frechet distance")
-    parser.add_argument("--limit", type=float, default=900, help="with --distance: seconds after which to give up")
-    options = parser.parse_args(argv)
-    torch.manual_seed(0)
-    if options.distance:
-        for title, steps in (("dcgan.py", ours("dcgan", options.data_dir)), ("the usual way", usual(options.data_dir))):
-            print(title, flush=True)
-            seconds_to(options.distance, steps, options.data_dir, every=250, limit=options.limit)
-        return
-    if options.cuda and not torch.cuda.is_available():
-        parser.exit(2, "speed: no CUDA device was found.\n")
-    last = "kernels a step, which run" if options.cuda else "outside networks and optimizers"
+def compare_scripts(names, options, steps, device):
+    """Print the speed of each script on MNIST, and what takes the time."""
+    last = "kernels a step, which run" if device == "cuda" else "outside networks and optimizers"
     print(f"{'':16} {'steps/s':>8} {'s/epoch':>8}   {last}")
-    for name in options.scripts or [*SCRIPTS, *["the usual way"] * (not options.cuda)]:
-        per_epoch = (30000 if name == "cogan" else 60000) // 64
-        if options.cuda:
-            speed, kernels, busy = steps_per_second_and_kernels(ours(name, options.data_dir, "cuda"), options.steps)
+    for name in names:
+        batch_size = 64
+        if name == USUAL:
+            loop = usual(options[options.index("--data_dir") + 1])
+        else:
+            batch_size = importlib.import_module(name).parse_args(options).batch_size
+            loop = ours(name, options, device)
+        per_epoch = (30000 if name == "cogan" else 60000) // batch_size
+        if device == "cuda":
+            speed, kernels, busy = steps_per_second_and_kernels(loop, steps)
             what = f"{kernels:.0f}, {busy:.0%} of the time"
         else:
-            steps = usual(options.data_dir) if name == "the usual way" else ours(name, options.data_dir)
-            speed, outside = steps_per_second(steps, options.steps)
+            speed, outside = steps_per_second(loop, steps)
             what = f"{outside:.0%}"
         print(f"{name:16} {speed:8.1f} {per_epoch / speed:8.0f}   {what}", flush=True)
 
 
-if __name__ == "__main__":
+def run(options):
+    """Do what the command line asks for."""
+    for name in options.scripts:
+        if name not in score.SCRIPTS:
+            raise UserError(f"{name} is not one of {', '.join(score.SCRIPTS)}.")
+    if options.steps < 1:
+        raise UserError(f"--steps must be at least 1, not {options.steps}.")
+    if options.cuda and not torch.cuda.is_available():
+        raise UserError("no CUDA device was found.")
+    device = "cuda" if options.cuda else "cpu"
+    torch.manual_seed(0)
+    mnist = ["--dataset", "mnist", "--data_dir", options.data_dir]
+    if options.bf16:
+        compare_bf16(device, options.steps)
+    elif options.distance is not None:
+        for title, loop in (("dcgan.py", ours("dcgan", mnist)), (USUAL, usual(options.data_dir))):
+            print(title, flush=True)
+            seconds_to(options.distance, loop, options.data_dir, every=250, limit=options.limit)
+    else:
+        everything = score.SCRIPTS if options.cuda else [*score.SCRIPTS, USUAL]
+        compare_scripts(options.scripts or everything, mnist, options.steps, device)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="speed.py", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("scripts", nargs="*", help="names without .py (none: all)")
+    add("--data_dir", default="data", help="directory of MNIST")
+    add("--cuda", action="store_true", help="time the scripts on a CUDA device")
+    add("--bf16", action="store_true", help="instead: dcgan.py in float32 and in bfloat16")
+    add("--steps", type=int, default=100, help="steps that are timed")
+    add("--distance", type=float, help="instead: seconds to this Frechet distance, on the CPU")
+    add("--limit", type=float, default=900, help="with --distance: seconds before giving up")
+    options = parser.parse_args(argv)
     try:
-        main()
-    except ConnectionError as error:  # no MNIST, and no net to fetch it
-        sys.exit(f"speed: {str(error).partition(';')[0]}; --data_dir names the folder.")
+        run(options)
+    except (UserError, OSError) as error:  # no MNIST, and no net to fetch it
+        parser.exit(2, f"speed.py: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
