@@ -2,6 +2,7 @@
 import csv
 import importlib
 import itertools
+import math
 import os
 import random
 import shlex
@@ -16,7 +17,7 @@ import torch
 from conftest import ROOT, SCRIPTS, codes, fake_data, files, interrupt, networks, refused
 
 import dcgan
-from common import save_grid
+from common import UserError, save_grid
 
 # an epoch has 4 steps: with 5 between two grids, a checkpoint falls between two of them
 INTERVAL = "5"
@@ -472,6 +473,17 @@ def test_a_run_that_diverges_stops_with_one_sentence_and_spares_the_checkpoint(
     checkpoint = checkpoint_of(tmp_path / "run")
     for part in ("G", "D", "G_avg"):
         assert all(value.isfinite().all() for value in checkpoint[part].values())
+
+
+@pytest.mark.parametrize("network", ["G", "D"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_weight_of_either_network_that_is_not_finite_is_a_divergence(network, value):
+    G, D, *_ = networks(dcgan)
+    dcgan.check_finite(G, D)
+    weight = list({"G": G, "D": D}[network].parameters())[-1]
+    weight.data[0] = value
+    with pytest.raises(UserError, match="diverged"):
+        dcgan.check_finite(G, D)
 
 
 def test_a_save_that_fails_leaves_the_old_checkpoint_and_no_temporary_file(
