@@ -3,29 +3,33 @@
 Liu and Tuzel 2016, arXiv:1606.07536. Generators g1 and g2 draw a pair from one z; discriminators f1
 and f2 judge one domain each. With s the raw score of a discriminator and f = sigmoid(s), they play
     min_g max_f E_x1[log f1(x1)] + E_z[log(1 - f1(g1(z)))]
-              + E_x2[log f2(x2)] + E_z[log(1 - f2(g2(z)))]        (section 3, signs turned)
-under the constraint that the first layers of g1 and g2, which decide what is drawn, are the same
-layers, and so are the last layers of f1 and f2. The other, private layers render what is drawn in
-their own domain. G ascends E_z[log f(g(z))], as in the parent.
+              + E_x2[log f2(x2)] + E_z[log(1 - f2(g2(z)))]
+(section 3, where the value is negated, and min and max swapped), while the first layers of g1 and
+g2, which decide what is drawn, are the same layers, and so are the last layers of f1 and f2. The
+other layers are private: they render what is drawn in a domain. G ascends E_z[log f(g(z))], as in
+the parent. At a draw loss_D is 4 log 2 = 2.77.
 
     python cogan.py                       # MNIST, or drawn digits when offline: digits and edges
     python cogan.py --domain rotate       # digits and digits turned by 90 degrees
-    python cogan.py --shared_g 0          # the control: nothing in common but z, so no pairs
+    python cogan.py --shared_g 0          # the control: the generators share only z
 
-Watch agree, the share of pixels on which x2 agrees with x1 transformed into domain 2, beside
-shuffled, the same with x1 of another z.
+The column agree is the share of pixels on which x2 agrees with x1 transformed into domain 2.
+Compare it with shuffled, which takes x1 of another z.
 
 Parent: dcgan.py. `diff dcgan.py cogan.py` shows what the paper adds: a twin for each network.
 
 Departures from the paper:
- 1. The networks, the learning rates and the averaging are those of dcgan.py, but that G draws
-    --width feature maps of the image's size before its last layer, two convolutions that make the
-    image of a domain. (The authors: one convolution of 6x6.)
- 2. No convolution can turn an image, so that --domain rotate has dense layers, as the paper's
-    supplement has for that task.
- 3. mnistm is no task of the paper: MNIST-M (Ganin et al. 2016), whose images are the absolute
+ 1. The networks, z, the optimisation and the averaging are those of dcgan.py, except that G ends in
+    --width feature maps of the image's size, which two private convolutions make an image. (The
+    authors' G has one convolution of 6x6 there, and PReLU; their D has 5x5 convolutions with max
+    pooling.)
+ 2. A private convolution can't turn what the shared layers have laid out, so --domain rotate has
+    dense layers in G and in D.
+ 3. mnistm is not in the paper: MNIST-M (Ganin et al. 2016), whose images are the absolute
     differences of digits and patches of photographs or, without --photos, of drawn clouds.
+ 4. The paper does not say when pixels agree; here, if both are lighter or both darker than grey.
 """
+import copy
 import itertools
 import math
 import os
@@ -38,12 +42,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
-from common import batches, get_device, load_data, load_patches, save_grid
+from common import UserError, batches, get_device, load_data, load_patches, save_grid
 
 SCRIPT = Path(__file__).stem
-# domain 2 of images x (N, C, H, H) in [-1, 1]; mnistm is not one of them: its patches are chance
+# domain 2 of images x (N, C, H, H) in [-1, 1]; mnistm needs random patches, too: see second_domain
 TRANSFORMS = {
     "edge": lambda x: nn.functional.max_pool2d(x, 3, 1, 1) - x - 1,  # 3x3 dilation minus image
     "negative": lambda x: -x,
@@ -52,7 +55,7 @@ TRANSFORMS = {
 
 
 def parse_args(argv=None, saved=None):
-    """Parse the command line; what it leaves out has its saved value or else its default."""
+    """Parse the command line. An option not given has its value from saved or else its default."""
     parser = ArgumentParser(
         prog=f"{SCRIPT}.py",
         usage="%(prog)s [options]",
@@ -67,47 +70,50 @@ def parse_args(argv=None, saved=None):
     add("--b1", type=float, default=0.5, help="Adam: decay of the running mean of the gradients")
     add("--b2", type=float, default=0.999, help="Adam: decay of the running mean of their squares")
     add("--latent_dim", type=int, default=100, help="dimension of z")
-    add("--width", type=int, default=32, help="channels at half the side of the image")
-    add("--img_size", type=int, help="side of the images (None: that of the dataset)")
+    add("--width", type=int, default=32, help="channels at half the side; further levels have more")
+    add("--img_size", type=int, help="side of the images (None: the dataset's own)")
     add("--dataset", default="auto",
         help="auto, mnist, fashion, cifar10, glyphs or a folder of images")
     add("--data_dir", default="data", help="directory of the downloaded datasets")
     add("--sample_interval", type=int, default=500,
-        help="steps from one grid to the next, and at least from one checkpoint to the next")
+        help="steps between printed lines and grids; checkpoints follow at the end of an epoch, at "
+        "least as far apart")
     add("--out_dir",
         help="folder of the run; -2, -3, ... is appended if it already holds one "
         "(None: runs/SCRIPT or, with --resume, the folder of the checkpoint)")
     add("--resume", metavar="CHECKPOINT",
-        help="continue this run with its options, except those given here")
+        help="continue this run with its saved options, except those given here; a larger "
+        "--n_epochs raises the learning rates again")
     add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
     add("--cuda", action="store_true", help="train on a CUDA device")
     add("--bf16", action="store_true",
         help="compute in bfloat16: faster on a GPU, or a CPU with bfloat16 instructions")
-    add("--domain", choices=[*TRANSFORMS, "mnistm"], default="edge", help="what domain 2 shows")
+    add("--domain", choices=[*TRANSFORMS, "mnistm"], default="edge",
+        help="how domain 2 differs from domain 1")
     add("--photos", metavar="FOLDER",
         help="mnistm: photographs to cut patches from (None: drawn clouds)")
     add("--layers", choices=["conv", "dense"],
         help="kind of the networks (None: dense for rotate, else conv)")
     add("--shared_g", type=int, help="first layers that g1 and g2 share (None: all but the last)")
     add("--shared_d", type=int, help="last layers that f1 and f2 share (None: all but the first)")
-    args = parser.parse_args(argv, Namespace(**saved or {}))
+    args = parser.parse_args(argv, Namespace(**(saved or {})))
     if args.layers is None:
         args.layers = "dense" if args.domain == "rotate" else "conv"
-    for name in ("domain", "photos", "seed"):
+    for name in ("domain", "seed", "layers", "shared_g", "shared_d"):
         if saved and getattr(args, name) != saved[name]:
-            parser.error(f"--{name} can't change: the two halves of the data depend on it")
+            raise UserError(f"--{name} can't change when a run is resumed.")
     return args
 
 
 def architecture(img_shape, width):
-    """Lay out G and D: feature maps and the units of a dense hidden layer, 0 for none.
+    """Return the feature maps of both networks and the units of their dense hidden layer (0: none).
 
     The maps are a list of (channels, side) that starts with the image. Each level halves the side,
     rounded up, and doubles the channels, up to 8 * width: for (3, 64, 64) and a width of 32
     [(3, 64), (32, 32), (64, 16), (128, 8), (256, 4)].
     """
     channels, side = img_shape[0], img_shape[-1]
-    # the authors have two networks: for MNIST down to 7x7 and then dense, for larger images to 4x4
+    # DCGAN's authors have two networks: to 7x7 and then dense for MNIST, to 4x4 for larger images
     smallest, hidden = (7, 512) if side < 32 else (4, 0)
     maps = [(channels, side)]
     channels = width
@@ -148,7 +154,7 @@ def generator_layers(latent_dim, img_shape, width, kind):
             nn.ReLU(),
         )
     ]
-    maps[0] = (width, img_shape[-1])  # maps of the image's size, from which the last layer draws
+    maps[0] = (width, img_shape[-1])  # of the image's size, for the last layer to make the image
     for (n_in, _), (n_out, side) in itertools.pairwise(reversed(maps)):  # 7 -> 14 -> 28
         layers += [
             nn.Sequential(
@@ -201,19 +207,19 @@ def discriminator_layers(img_shape, width, kind):
 class Generator(nn.Module):
     """z (N, latent_dim) -> x1 (N, C1, H, H) and x2 (N, C2, H, H), both in [-1, 1]."""
 
-    def __init__(self, latent_dim, img_shapes, width, layers, n_shared=None):
+    def __init__(self, latent_dim, img_shapes, width, kind, n_shared=None):
         super().__init__()
-        self.latent_dim = latent_dim
-        self.config = {
-            "latent_dim": latent_dim, "img_shapes": img_shapes, "width": width, "layers": layers,
-            "n_shared": n_shared,
-        }
-        g1 = generator_layers(latent_dim, img_shapes[0], width, layers)
-        g2 = generator_layers(latent_dim, img_shapes[1], width, layers)
+        g1 = generator_layers(latent_dim, img_shapes[0], width, kind)
+        g2 = generator_layers(latent_dim, img_shapes[1], width, kind)
         if n_shared is None:
             n_shared = len(g1) - 1
         if not 0 <= n_shared < len(g1):
-            raise ValueError(f"--shared_g must be from 0 to {len(g1) - 1}, not {n_shared}.")
+            raise UserError(f"--shared_g must be from 0 to {len(g1) - 1}, not {n_shared}.")
+        self.latent_dim = latent_dim
+        self.config = {
+            "latent_dim": latent_dim, "img_shapes": img_shapes, "width": width, "kind": kind,
+            "n_shared": n_shared,
+        }
         self.shared = nn.Sequential(*g1[:n_shared])
         self.private1 = nn.Sequential(*g1[n_shared:])
         self.private2 = nn.Sequential(*g2[n_shared:])
@@ -226,14 +232,15 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """x1 (N, C1, H, H), x2 (N, C2, H, H) -> raw scores s1, s2 (N, 1); f1 is sigmoid(s1)."""
 
-    def __init__(self, img_shapes, width, layers, n_shared=None):
+    def __init__(self, img_shapes, width, kind, n_shared=None):
         super().__init__()
-        f1 = discriminator_layers(img_shapes[0], width, layers)
-        f2 = discriminator_layers(img_shapes[1], width, layers)
+        f1 = discriminator_layers(img_shapes[0], width, kind)
+        f2 = discriminator_layers(img_shapes[1], width, kind)
         if n_shared is None:
             n_shared = len(f1) - 1
         if not 0 <= n_shared < len(f1):
-            raise ValueError(f"--shared_d must be from 0 to {len(f1) - 1}, not {n_shared}.")
+            raise UserError(f"--shared_d must be from 0 to {len(f1) - 1}, not {n_shared}.")
+        self.n_shared = n_shared
         n_private = len(f1) - n_shared
         self.private1 = nn.Sequential(*f1[:n_private])
         self.private2 = nn.Sequential(*f2[:n_private])
@@ -246,7 +253,7 @@ class Discriminator(nn.Module):
 
 
 def weights_init(module):
-    """Draw weights from N(0, 0.02) (section 4) and, as the authors' code, gains from N(1, 0.02)."""
+    """Draw weights from N(0, 0.02) (DCGAN paper, section 4), gains from N(1, 0.02) (its code)."""
     if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
         nn.init.zeros_(module.bias)
@@ -268,10 +275,16 @@ def generator_loss(s_fake, args):
     return nn.functional.softplus(-s_fake).mean()
 
 
+def split_domains(x, args):
+    """Split x (N, C1 + C2, H, H) into x1 (N, C1, H, H) and x2 (N, C2, H, H)."""
+    n_channels = 3 if args.domain == "mnistm" else x.shape[1] // 2  # of domain 2
+    return x[:, :-n_channels], x[:, -n_channels:]
+
+
 def halve_gradients(layers):
     """Make a sum of two domains' gradients their average, as in the paper's Algorithm 1.
 
-    Adam hardly notices: it divides a gradient by its own size.
+    Adam hardly notices: it divides a gradient by its running size, and the factor cancels.
     """
     for parameter in layers.parameters():
         parameter.grad /= 2
@@ -279,22 +292,22 @@ def halve_gradients(layers):
 
 @torch.no_grad()
 def agreement(x1, x2, args):
-    """The share of pixels that are on the same side of grey in x2 and in x1 seen in domain 2."""
+    """Return the share of pixels of x2 on the same side of grey as x1 transformed into domain 2."""
     return ((TRANSFORMS[args.domain](x1) > 0) == (x2 > 0)).float().mean()
 
 
 def train_step(G, D, opt_G, opt_D, x, y, args):
     """Update f1 and f2, then g1 and g2, on x (N, C1 + C2, H, H): unpaired images of both domains.
 
-    Returns by name, as detached scalars on the device, the losses, the mean raw scores of each
-    domain and how far x2 agrees with x1 in domain 2 and, shuffled, with x1 of another z.
+    Returns the losses, the mean raw scores of each domain and how far x2 agrees with x1 in domain 2
+    and, shuffled, with x1 of another z by name, as detached scalars on the device.
     """
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     fake1, fake2 = G(z)
-    x1, x2 = x.split([fake1.shape[1], fake2.shape[1]], 1)
+    x1, x2 = split_domains(x, args)
 
     # (1) Update f1, f2: ascend log f(x) + log(1 - f(g(z))) in both domains.
-    # detach() leaves G alone.
+    # detach() keeps the gradient from G.
     s1_real, s2_real = D(x1, x2)
     s1_fake, s2_fake = D(fake1.detach(), fake2.detach())
     loss_D = discriminator_loss(s1_real, s1_fake, args) + discriminator_loss(s2_real, s2_fake, args)
@@ -304,7 +317,7 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     opt_D.step()
 
     # (2) Update g1, g2: ascend log f(g(z)) in both domains with the new f1, f2.
-    # inputs= skips the gradients of their weights.
+    # inputs= skips the gradients of the discriminators' weights.
     s1, s2 = D(fake1, fake2)
     loss_G = generator_loss(s1, args) + generator_loss(s2, args)
     opt_G.zero_grad()
@@ -320,21 +333,23 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     return {name: value.detach() for name, value in values.items()}
 
 
-def running_average(average, weight, n):
-    """Average a weight of G over about the last tenth of n steps, at most over the last 500."""
-    share = (10 / (n + 10)).clamp(min=1 / 500)  # a tensor, as n is: int(n) would wait for the GPU
-    return average + (weight - average) * share
+@torch.no_grad()
+def update_average(G_avg, G, steps_done):
+    """Average G over about the last tenth of its steps, at most over the last 500."""
+    share = max(10 / (steps_done + 10), 1 / 500)
+    for average, current in zip(G_avg.state_dict().values(), G.state_dict().values()):
+        if average.is_floating_point():  # not batch normalisation's count of batches
+            average.lerp_(current, share)
 
 
 def real_images(data, args):
-    """Lay out 32 images of each domain, which are not pairs, as save_grid's arguments."""
-    index = torch.linspace(0, len(data.images) - 1, 32).long()
-    x = data.images[index] / 127.5 - 1  # (32, C1 + C2, H, H)
-    n_channels = x.shape[1] - 3 if args.domain == "mnistm" else x.shape[1] // 2
-    return pairs(x[:, :n_channels], x[:, n_channels:])
+    """Lay out 32 images of each domain, which are no pairs, as save_grid's arguments."""
+    index = torch.linspace(0, len(data.images) - 1, 32).long()  # a small set repeats
+    x1, x2 = split_domains(data.images[index] / 127.5 - 1, args)
+    return rows_of_two(x1, x2) | {"title": "unpaired images of both domains"}
 
 
-def pairs(x1, x2):
+def rows_of_two(x1, x2):
     """Lay out x1 (32, C1, H, H) above x2 (32, C2, H, H), 16 in a row, as save_grid's arguments."""
     n_channels = max(x1.shape[1], x2.shape[1])
     rows = []
@@ -347,35 +362,35 @@ def pairs(x1, x2):
 def sample(G, D, args):
     """Draw 32 pairs, x2 below x1, as save_grid's arguments; every call has the same z."""
     z = torch.randn(32, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
-    return pairs(*G(z.to(next(G.parameters()).device)))
+    return rows_of_two(*G(z.to(next(G.parameters()).device)))
 
 
 def second_domain(images, args):
-    """Show uint8 images (n, C, H, H) in domain 2, as uint8 images (n, C2, H, H)."""
+    """Transform uint8 images (n, C, H, H) into domain 2, (n, C2, H, H), also uint8."""
     if args.domain == "mnistm":
         patches = load_patches(len(images), images.shape[-1], args.photos, args.seed)
         patches = patches.to(images.device)
-        return torch.maximum(patches, images) - torch.minimum(patches, images)
+        return torch.maximum(patches, images) - torch.minimum(patches, images)  # |patch - image|
     chunks = [TRANSFORMS[args.domain](chunk / 127.5 - 1) for chunk in images.split(1000)]
     return torch.cat([((chunk + 1) * 127.5).round().byte() for chunk in chunks])
 
 
 def build(args, device):
-    """Load the data, show a half of them in domain 2, and make G and D for both image shapes.
+    """Load the data, transform a half of it into domain 2, and make G and D for both image shapes.
 
-    The halves are disjoint, so that no image is there in both domains. A batch holds images of both
-    domains side by side in the channels; which ones meet is chance.
+    The halves are disjoint: no image appears in both domains. Both lie side by side in the channels
+    of data.images, at random and for the whole run; nothing uses which images meet.
     """
 
-    def check(n_images, classes):
+    def check(n_images, classes):  # load_data calls it before it decodes the images of a folder
         if args.batch_size > n_images // 2:
-            raise ValueError(
+            raise UserError(
                 f"--batch_size {args.batch_size} is more than the {n_images // 2} images that each "
                 f"domain has, half of {n_images}."
             )
 
     if args.photos is not None and args.domain != "mnistm":
-        raise ValueError(f"--photos is for --domain mnistm, not {args.domain}.")
+        raise UserError(f"--photos is for --domain mnistm, not {args.domain}.")
     data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed, check=check)
     half = len(data.images) // 2
     order = torch.randperm(len(data.images)).to(device)
@@ -385,14 +400,16 @@ def build(args, device):
     img_shapes = (tuple(x1.shape[1:]), tuple(x2.shape[1:]))
     G = Generator(args.latent_dim, img_shapes, args.width, args.layers, args.shared_g)
     D = Discriminator(img_shapes, args.width, args.layers, args.shared_d)
+    args.shared_g = G.config["n_shared"]
+    args.shared_d = D.n_shared
     return data, G.apply(weights_init).to(device), D.apply(weights_init).to(device)
 
 
 def check_args(args):
-    """Raise ValueError for a value that no run can have."""
+    """Raise UserError for an option out of range."""
     for name, value in vars(args).items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"--{name} must be a finite number, not {value}.")
+            raise UserError(f"--{name} must be a finite number, not {value}.")
     at_least = {
         "n_epochs": 1, "batch_size": 2, "lr_g": 0, "lr_d": 0, "b1": 0, "b2": 0, "latent_dim": 1,
         "width": 1, "img_size": 8, "sample_interval": 1, "seed": 0,
@@ -400,20 +417,20 @@ def check_args(args):
     for name, minimum in at_least.items():
         value = getattr(args, name, None)
         if value is not None and value < minimum:
-            raise ValueError(f"--{name} must be at least {minimum}, not {value}.")
+            raise UserError(f"--{name} must be at least {minimum}, not {value}.")
     for name, limit in {"b1": 1, "b2": 1, "seed": 2**32}.items():
         if getattr(args, name) >= limit:
-            raise ValueError(f"--{name} must be less than {limit}, not {getattr(args, name)}.")
+            raise UserError(f"--{name} must be less than {limit}, not {getattr(args, name)}.")
 
 
 def check_finite(G, D):
-    """Raise ValueError if a weight is no longer a finite number."""
+    """Raise UserError if a weight is no longer a finite number."""
     if not all(weight.isfinite().all() for weight in (*G.parameters(), *D.parameters())):
-        raise ValueError("the training has diverged; lower --lr_g or --lr_d")
+        raise UserError("the training has diverged; lower --lr_g or --lr_d")
 
 
 def new_folder(args):
-    """Claim the folder of the run: that of the checkpoint that it continues, or a new one."""
+    """Claim and return the run's folder: the checkpoint's when it is resumed, else a new one."""
     if args.resume and not args.out_dir and Path(args.resume).name == "checkpoint.pt":
         folder = Path(args.resume).parent
         (folder / "losses.csv").open("a").close()  # if it can't be written, fail now
@@ -430,7 +447,7 @@ def new_folder(args):
 
 
 def save_checkpoint(path, state, data, args, progress):
-    """Write what --resume and load_generator need; the file is whole at any moment."""
+    """Write what --resume and load_generator need to a temporary file, then rename it."""
     checkpoint = {
         "script": SCRIPT,
         "args": vars(args) | {"dataset": data.name},  # not auto, which may find other data later
@@ -440,7 +457,7 @@ def save_checkpoint(path, state, data, args, progress):
         "rng_cuda": torch.cuda.get_rng_state_all() if args.cuda else [],
         **progress,
     }
-    for name in ("folder", "out_dir", "resume"):  # the place of a run is not part of it
+    for name in ("folder", "out_dir", "resume"):  # a run may be moved
         del checkpoint["args"][name]
     for name, part in state.items():
         checkpoint[name] = part.state_dict()
@@ -454,29 +471,31 @@ def save_checkpoint(path, state, data, args, progress):
 
 
 def load_checkpoint(path):
-    """Read a checkpoint of this script onto the CPU; raise ValueError if the file is not one."""
+    """Read a checkpoint of this script onto the CPU; raise UserError if the file is not one."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        script = checkpoint["script"]
-    except Exception as error:  # torch.load answers a damaged or foreign file in a dozen ways
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is not a checkpoint of {SCRIPT}.py: {reason}") from error
-    if script != SCRIPT:
-        raise ValueError(f"{path} is not a checkpoint of {SCRIPT}.py but of {script}.py.")
+    except OSError:
+        raise
+    except Exception as error:  # torch.load raises a dozen kinds for a damaged or foreign file
+        raise UserError(f"{path} is not a checkpoint, or it is damaged.") from error
+    if not isinstance(checkpoint, dict) or "config_G" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint of this version of {SCRIPT}.py.")
+    if checkpoint["script"] != SCRIPT:
+        raise UserError(f"{path} is a checkpoint of {checkpoint['script']}.py, not of {SCRIPT}.py.")
     return checkpoint
 
 
 def restore(saved, state, data, args):
-    """Put networks, optimizers and random state back; raise ValueError if they do not fit."""
+    """Put networks, optimizers and random state back; raise UserError if they do not fit."""
     if saved["classes"] != data.classes:
-        raise ValueError(f"{args.resume} was trained on other classes than {args.dataset} has.")
+        raise UserError(f"{args.resume} was trained on other classes than {args.dataset} has.")
     for name, value in state["G"].config.items():
         if saved["config_G"][name] != value:
-            raise ValueError(f"{args.resume} has {name} {saved['config_G'][name]}, not {value}.")
+            raise UserError(f"{args.resume} has {name} {saved['config_G'][name]}, not {value}.")
     for name, part in state.items():
         part.load_state_dict(saved[name])
     for name in ("opt_G", "opt_D"):
-        state[name].param_groups[0]["betas"] = (args.b1, args.b2)  # perhaps new ones
+        state[name].param_groups[0]["betas"] = (args.b1, args.b2)  # which may be new
     torch.set_rng_state(saved["rng"])
     torch.cuda.set_rng_state_all(saved["rng_cuda"][: torch.cuda.device_count()])
 
@@ -484,14 +503,14 @@ def restore(saved, state, data, args):
 def load_generator(path):
     """Load the trained generator of a checkpoint: the running average, in eval mode, on the CPU."""
     checkpoint = load_checkpoint(path)
-    G = AveragedModel(Generator(**checkpoint["config_G"]))
+    G = Generator(**checkpoint["config_G"])
     G.load_state_dict(checkpoint["G_avg"])
-    return G.module.eval()
+    return G.eval().requires_grad_(False)
 
 
 def save_losses(folder, names, rows):
     """Write losses.csv, and draw its columns against the step as losses.png."""
-    from matplotlib.figure import Figure  # here: common.py makes the import safe in a notebook
+    from matplotlib.figure import Figure  # after common.py, which drops a backend that is missing
 
     lines = [",".join(map(str, row)) for row in [["epoch", "step", *names], *rows]]
     (folder / "losses.csv").write_text("\n".join(lines) + "\n")
@@ -518,24 +537,30 @@ def train(args, saved=None):
     data, G, D = build(args, device)
     opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
     opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
-    G_avg = AveragedModel(G, avg_fn=running_average, use_buffers=True).eval()  # draws the samples
+    G_avg = copy.deepcopy(G).eval()  # the running average, which draws the samples
     state = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "G_avg": G_avg}
-    # rows: the lines of losses.csv; total: the sum of train_step's values since the last of them
-    progress = {"epoch": 0, "step": 0, "rows": [], "total": torch.zeros(())}
+    # names and rows make losses.csv; total is the sum of n_summed steps since the last row
+    progress = {"epochs_done": 0, "steps_done": 0, "names": [], "rows": [], "n_summed": 0}
+    progress["total"] = torch.zeros(())
     if saved:
         restore(saved, state, data, args)
         progress = {name: saved[name] for name in progress}
-    args.folder = new_folder(args)
+    args.folder = new_folder(args)  # in args, so that main can name its checkpoint
     save_grid(args.folder / "real.png", **real_images(data, args))
-    if not saved or args.folder != Path(args.resume).parent:  # a new folder
+    resumed_here = saved and args.folder == Path(args.resume).parent
+    if not resumed_here or args.n_epochs > progress["epochs_done"]:
         save_checkpoint(args.folder / "checkpoint.pt", state, data, args, progress)
 
     rows = progress["rows"]
+    if rows:
+        save_losses(args.folder, progress["names"], rows)
     total = progress["total"].to(device)
-    step = first_step = saved_step = progress["step"]
-    n_steps = step + (args.n_epochs - progress["epoch"]) * (len(data.images) // args.batch_size)
+    n_summed = progress["n_summed"]
+    step = first_step = saved_step = progress["steps_done"]
+    epochs = range(progress["epochs_done"] + 1, args.n_epochs + 1)
+    n_steps = step + len(epochs) * (len(data.images) // args.batch_size)
     start = time.perf_counter()
-    for epoch in range(progress["epoch"] + 1, args.n_epochs + 1):
+    for epoch in epochs:
         for x, y in batches(data, args.batch_size):
             decay = min(1, 2 * (1 - step / n_steps))  # 1 for half of the run, then linearly to 0
             opt_G.param_groups[0]["lr"] = decay * args.lr_g
@@ -543,8 +568,9 @@ def train(args, saved=None):
             # no cache: it would keep the bfloat16 copy of D's weights from before its update
             with torch.autocast(device.type, torch.bfloat16, args.bf16, cache_enabled=False):
                 values = train_step(G, D, opt_G, opt_D, x, y, args)
-            G_avg.update_parameters(G)
+            update_average(G_avg, G, step)
             total = total + torch.stack(list(values.values()))
+            n_summed += 1
             step += 1
             speed = (step - first_step) / (time.perf_counter() - start)
             line = f"epoch {epoch:2}  step {step:6}/{n_steps}  {speed:5.1f} steps/s"
@@ -552,26 +578,27 @@ def train(args, saved=None):
             if step % args.sample_interval and step < n_steps:
                 show_live(line)
                 continue
-            n_summed = step - (rows[-1][1] if rows else 0)
-            means = (total / n_summed).tolist()  # here, and only here, a GPU is waited for
+            means = (total / n_summed).tolist()  # between two such lines, nothing waits for a GPU
             total = torch.zeros_like(total)
+            n_summed = 0
             numbers = [f"{name} {mean:7.3f}" for name, mean in zip(values, means)]
             print(line, *numbers, sep="  ", flush=True)
             check_finite(G, D)
             rows.append([epoch, step, *means])
             save_losses(args.folder, list(values), rows)
-            save_grid(args.folder / f"{step:06}.png", **sample(G_avg.module, D, args))
+            save_grid(args.folder / f"{step:06}.png", **sample(G_avg, D, args))
         if step - saved_step >= args.sample_interval or step == n_steps:
             check_finite(G, D)
-            progress = {"epoch": epoch, "step": step, "rows": rows, "total": total}
+            progress = {"epochs_done": epoch, "steps_done": step, "names": list(values)}
+            progress |= {"rows": rows, "n_summed": n_summed, "total": total}
             save_checkpoint(args.folder / "checkpoint.pt", state, data, args, progress)
             saved_step = step
-    save_grid(args.folder / "samples.png", **sample(G_avg.module, D, args))
+    save_grid(args.folder / "samples.png", **sample(G_avg, D, args))
     print(args.folder / "samples.png")
 
 
 def is_out_of_memory(error):
-    """Tell whether memory ran out: CUDA has an exception for it, the CPU's allocator only words."""
+    """Tell whether memory ran out: CUDA has an exception for it, the CPU only a message."""
     words = ("can't allocate memory", "not enough memory")
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or any(word in str(error) for word in words)
@@ -580,7 +607,7 @@ def is_out_of_memory(error):
 def stop(args, reason, status):
     """Exit with a sentence on stderr: the reason and the command to continue, if there is one."""
     message = f"{SCRIPT}.py: {reason}"
-    folder = getattr(args, "folder", None)  # train sets it when data and networks are there
+    folder = getattr(args, "folder", None)  # none before train has claimed one
     if folder and (folder / "checkpoint.pt").exists():
         command = ["python", os.path.relpath(__file__), "--resume", str(folder / "checkpoint.pt")]
         message += f"; to continue: {shlex.join(command)}"
@@ -590,7 +617,7 @@ def stop(args, reason, status):
 
 
 def main(argv=None):
-    """Run the command line: a user's mistake gets a sentence, a bug keeps its traceback."""
+    """Run the command line. A user's mistake gets a sentence; a bug keeps its traceback."""
     args = parse_args(argv)
     try:
         saved = load_checkpoint(args.resume) if args.resume else None
@@ -600,12 +627,12 @@ def main(argv=None):
         train(args, saved)
     except KeyboardInterrupt:
         stop(args, "stopped", 130)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         stop(args, error, 2)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        stop(args, "out of memory; lower --batch_size, --img_size or --width", 2)
+        stop(args, "out of memory; lower --batch_size, --img_size or the size of the networks", 2)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     for x, y in batches(data, 64): ...                         # one epoch: x in [-1, 1], y int64
     save_grid("grid.png", x, n_columns=8)
 
-Every error that a user can cause is an OSError or a ValueError whose message is one sentence.
+Every error that a user can cause is an OSError or a UserError whose message is one sentence.
 """
 import contextlib
 import functools
@@ -95,6 +95,10 @@ FACES = [
 ]
 
 
+class UserError(ValueError):
+    """A user's mistake; the message is the sentence that tells it."""
+
+
 class Data(NamedTuple):
     """A whole dataset, resident on one device."""
 
@@ -123,20 +127,20 @@ def load_data(
         seed: decides the glyphs; the other datasets ignore it.
         train: the training set, else the test set.
         check: called as check(n_images, classes) before the images of a folder are decoded, so
-            that it can refuse them with a ValueError at once.
+            that it can refuse them with a UserError at once.
 
     Returns:
         Data; images (n, C, H, W) uint8, where a folder whose images are all grey has C = 1.
 
     Raises:
         OSError: the data can't be had, or files of it are damaged (the message names them).
-        ValueError: the dataset is unknown or has no test set, or img_size is not positive.
+        UserError: the dataset is unknown or has no test set, or img_size is not positive.
     """
     check = check or (lambda n_images, classes: None)
     if dataset == "":
-        raise ValueError("the dataset is empty; name one, or a folder of images.")
+        raise UserError("the dataset is empty; name one, or a folder of images.")
     if img_size is not None and img_size < 1:
-        raise ValueError(f"the image size must be positive, not {img_size}.")
+        raise UserError(f"the image size must be positive, not {img_size}.")
 
     name = "mnist" if dataset == "auto" else dataset
     left_out = []
@@ -319,7 +323,7 @@ def load_patches(n, side, photos=None, seed=0):
 
     Raises:
         OSError: photographs can't be read (the message names them).
-        ValueError: photos is not a folder, or holds no images.
+        UserError: photos is not a folder, or holds no images.
     """
     generator = torch.Generator().manual_seed(seed)
     size = max(256, side)
@@ -336,7 +340,7 @@ def load_patches(n, side, photos=None, seed=0):
         return torch.stack([clouds[i, :, y : y + side, x : x + side] for i, (y, x) in places])
 
     if not Path(photos).is_dir():
-        raise ValueError(f"{photos} is not a folder of photographs.")
+        raise UserError(f"{photos} is not a folder of photographs.")
     paths, _ = _find_images(Path(photos))
     which = torch.randint(len(paths), (n,), generator=generator)
     corners = torch.rand(n, 2, generator=generator)
@@ -510,10 +514,10 @@ def _load_folder(folder, img_size, train, check):
     """
     if not folder.is_dir():
         names = ", ".join(TORCHVISION)
-        raise ValueError(f"{folder} is neither auto, {names}, glyphs nor a folder of images.")
+        raise UserError(f"{folder} is neither auto, {names}, glyphs nor a folder of images.")
     train_folder, test_folder = _split_folders(folder)
     if not train and test_folder is None:
-        raise ValueError(f"the folder {folder} has no test set.")
+        raise UserError(f"the folder {folder} has no test set.")
     paths, names, left_out = _find_labelled_images(train_folder)
     classes = sorted(set(names))
     if not train:  # the indices of the classes are the training set's
@@ -522,7 +526,7 @@ def _load_folder(folder, img_size, train, check):
         if unknown:
             name = min(unknown)
             what = f'a class "{name}"' if name else "images without a class"
-            raise ValueError(f"{test_folder} has {what}, unlike {train_folder}.")
+            raise UserError(f"{test_folder} has {what}, unlike {train_folder}.")
     if test_folder:
         parts = train_folder.name, "test", "val"
         beside = [path for path in _visible(folder) if path.name not in parts]
@@ -577,7 +581,7 @@ def _find_images(folder):
     paths = [path for path in files if _is_image(path)]
     if not paths:
         others = f", only {_count(len(files), 'file')} of other kinds" if files else ""
-        raise ValueError(f"the folder {folder} holds no images{others}.")
+        raise UserError(f"the folder {folder} holds no images{others}.")
     return paths, len(files) - len(paths)
 
 

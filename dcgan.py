@@ -1,10 +1,10 @@
-"""DCGAN: convolutional networks with which adversarial training is stable.
+"""DCGAN: convolutional networks that make adversarial training stable.
 
 Radford, Metz and Chintala 2016, arXiv:1511.06434. With s the raw score of D, D(x) = sigmoid(s(x)),
     D ascends E_x[log D(x)] + E_z[log(1 - D(G(z)))],  G ascends E_z[log D(G(z))],
-as in the parent. New are the networks (section 3): strided convolutions in D and transposed ones
-in G instead of pooling, batch normalisation except at the output of G and the input of D, ReLU in
-G, LeakyReLU in D.
+as in the parent. The networks are new (section 3): strided convolutions in D and transposed ones
+in G instead of pooling, no dense hidden layers, batch normalisation except at the output of G and
+the input of D, ReLU in G with tanh at its output, LeakyReLU in D.
 
     python dcgan.py                                      # MNIST, or drawn digits when offline
     python dcgan.py --dataset FOLDER --img_size 64       # your own pictures
@@ -18,16 +18,18 @@ To use this file without common.py, replace four calls:
     save_grid     torchvision.utils.save_image
 
 Departures from the paper:
- 1. Below 32x32 the networks are those of the authors' MNIST script: few levels and a dense hidden
-    layer in both. From 32x32 on there is no dense hidden layer, as the paper has it, and the number
-    of levels grows with the side.
- 2. Kernels of 4, not 5: a multiple of the stride, so that every pixel is covered equally often.
- 3. Learning rates of 4e-4, not 2e-4, batches of 64, not 128, and a quarter of the channels, because
-    a run is meant to take minutes.
+ 1. Below 32x32 the networks follow the authors' MNIST script: few levels and a dense hidden layer
+    in both, half as wide as there, without its labels and its weight decay. From 32x32 on they are
+    the paper's, with as many levels as the side asks for and a quarter of the channels.
+ 2. Kernels of 4 (3 where the side is odd), not 5: 4 is a multiple of the stride, so that every
+    pixel is covered equally often.
+ 3. Learning rates of 4e-4, not 2e-4, and batches of 64, not 128, because a run is meant to take
+    minutes.
  4. The learning rates fall linearly to 0 over the second half of the run, as in the authors' MNIST
     script, and a running average of G draws the samples: both make the samples better.
  5. z is Gaussian, not uniform. One z serves both updates of a step, which saves a pass through G.
 """
+import copy
 import itertools
 import math
 import os
@@ -40,15 +42,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
-from common import batches, get_device, load_data, save_grid
+from common import UserError, batches, get_device, load_data, save_grid
 
 SCRIPT = Path(__file__).stem
 
 
 def parse_args(argv=None, saved=None):
-    """Parse the command line; what it leaves out has its saved value or else its default."""
+    """Parse the command line. An option not given has its value from saved or else its default."""
     parser = ArgumentParser(
         prog=f"{SCRIPT}.py",
         usage="%(prog)s [options]",
@@ -63,34 +64,36 @@ def parse_args(argv=None, saved=None):
     add("--b1", type=float, default=0.5, help="Adam: decay of the running mean of the gradients")
     add("--b2", type=float, default=0.999, help="Adam: decay of the running mean of their squares")
     add("--latent_dim", type=int, default=100, help="dimension of z")
-    add("--width", type=int, default=32, help="channels at half the side of the image")
-    add("--img_size", type=int, help="side of the images (None: that of the dataset)")
+    add("--width", type=int, default=32, help="channels at half the side; further levels have more")
+    add("--img_size", type=int, help="side of the images (None: the dataset's own)")
     add("--dataset", default="auto",
         help="auto, mnist, fashion, cifar10, glyphs or a folder of images")
     add("--data_dir", default="data", help="directory of the downloaded datasets")
     add("--sample_interval", type=int, default=500,
-        help="steps from one grid to the next, and at least from one checkpoint to the next")
+        help="steps between printed lines and grids; checkpoints follow at the end of an epoch, at "
+        "least as far apart")
     add("--out_dir",
         help="folder of the run; -2, -3, ... is appended if it already holds one "
         "(None: runs/SCRIPT or, with --resume, the folder of the checkpoint)")
     add("--resume", metavar="CHECKPOINT",
-        help="continue this run with its options, except those given here")
+        help="continue this run with its saved options, except those given here; a larger "
+        "--n_epochs raises the learning rates again")
     add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
     add("--cuda", action="store_true", help="train on a CUDA device")
     add("--bf16", action="store_true",
         help="compute in bfloat16: faster on a GPU, or a CPU with bfloat16 instructions")
-    return parser.parse_args(argv, Namespace(**saved or {}))
+    return parser.parse_args(argv, Namespace(**(saved or {})))
 
 
 def architecture(img_shape, width):
-    """Lay out G and D: feature maps and the units of a dense hidden layer, 0 for none.
+    """Return the feature maps of both networks and the units of their dense hidden layer (0: none).
 
     The maps are a list of (channels, side) that starts with the image. Each level halves the side,
     rounded up, and doubles the channels, up to 8 * width: for (3, 64, 64) and a width of 32
     [(3, 64), (32, 32), (64, 16), (128, 8), (256, 4)].
     """
     channels, side = img_shape[0], img_shape[-1]
-    # the authors have two networks: for MNIST down to 7x7 and then dense, for larger images to 4x4
+    # DCGAN's authors have two networks: to 7x7 and then dense for MNIST, to 4x4 for larger images
     smallest, hidden = (7, 512) if side < 32 else (4, 0)
     maps = [(channels, side)]
     channels = width
@@ -126,13 +129,17 @@ class Generator(nn.Module):
             nn.BatchNorm2d(channels),
             nn.ReLU(),
         ]
-        for (n_in, _), (n_out, side) in itertools.pairwise(reversed(maps)):  # 7 -> 14 -> 28
+        for (n_in, _), (n_out, side_out) in itertools.pairwise(reversed(maps[1:])):  # 7 -> 14
             layers += [
-                nn.ConvTranspose2d(n_in, n_out, kernel_size(side), stride=2, padding=1),
+                nn.ConvTranspose2d(n_in, n_out, kernel_size(side_out), stride=2, padding=1),
                 nn.BatchNorm2d(n_out),
                 nn.ReLU(),
             ]
-        layers[-2:] = [nn.Tanh()]  # the output has no batch normalisation and no ReLU
+        kernel = kernel_size(img_shape[-1])
+        layers += [
+            nn.ConvTranspose2d(width, img_shape[0], kernel, stride=2, padding=1),  # 14 -> 28
+            nn.Tanh(),
+        ]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z):
@@ -145,14 +152,17 @@ class Discriminator(nn.Module):
     def __init__(self, img_shape, width):
         super().__init__()
         maps, hidden = architecture(img_shape, width)
-        layers = []
-        for (n_in, side), (n_out, _) in itertools.pairwise(maps):  # 28 -> 14 -> 7
+        kernel = kernel_size(img_shape[-1])
+        layers = [
+            nn.Conv2d(img_shape[0], width, kernel, stride=2, padding=1),  # 28 -> 14
+            nn.LeakyReLU(0.2),
+        ]
+        for (n_in, side_in), (n_out, _) in itertools.pairwise(maps[1:]):  # 14 -> 7
             layers += [
-                nn.Conv2d(n_in, n_out, kernel_size(side), stride=2, padding=1),
+                nn.Conv2d(n_in, n_out, kernel_size(side_in), stride=2, padding=1),
                 nn.BatchNorm2d(n_out),
                 nn.LeakyReLU(0.2),
             ]
-        del layers[1]  # the input has no batch normalisation
         layers += [nn.Flatten()]
         channels, side = maps[-1]
         n_features = channels * side * side
@@ -164,11 +174,12 @@ class Discriminator(nn.Module):
 
     def forward(self, x):
         h = self.features(x)
-        return self.score(h).float()  # float32, even with --bf16: the losses need it
+        # float32, even with --bf16: the losses need it
+        return self.score(h).float()
 
 
 def weights_init(module):
-    """Draw weights from N(0, 0.02) (section 4) and, as the authors' code, gains from N(1, 0.02)."""
+    """Draw weights from N(0, 0.02) (DCGAN paper, section 4), gains from N(1, 0.02) (its code)."""
     if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
         nn.init.zeros_(module.bias)
@@ -198,7 +209,7 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     fake = G(z)
 
-    # (1) Update D: ascend log D(x) + log(1 - D(G(z))). detach() leaves G alone.
+    # (1) Update D: ascend log D(x) + log(1 - D(G(z))). detach() keeps the gradient from G.
     s_real = D(x)
     s_fake = D(fake.detach())
     loss_D = discriminator_loss(s_real, s_fake, args)
@@ -206,7 +217,8 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     loss_D.backward()
     opt_D.step()
 
-    # (2) Update G: ascend log D(G(z)) with the new D. inputs= skips the gradients of D's weights.
+    # (2) Update G: ascend log D(G(z)) with the new D.
+    # inputs= skips the gradients of D's weights.
     loss_G = generator_loss(D(fake), args)
     opt_G.zero_grad()
     loss_G.backward(inputs=list(G.parameters()))
@@ -216,15 +228,19 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     return {name: value.detach() for name, value in values.items()}
 
 
-def running_average(average, weight, n):
-    """Average a weight of G over about the last tenth of n steps, at most over the last 500."""
-    share = (10 / (n + 10)).clamp(min=1 / 500)  # a tensor, as n is: int(n) would wait for the GPU
-    return average + (weight - average) * share
+@torch.no_grad()
+def update_average(G_avg, G, steps_done):
+    """Average G over about the last tenth of its steps, at most over the last 500."""
+    share = max(10 / (steps_done + 10), 1 / 500)
+    for average, current in zip(G_avg.state_dict().values(), G.state_dict().values()):
+        if average.is_floating_point():  # not batch normalisation's count of batches
+            average.lerp_(current, share)
 
 
 def real_images(data, args):
-    """Pick 64 images from all over the data, as save_grid's arguments."""
-    index = torch.linspace(0, len(data.images) - 1, 64).long()
+    """Pick 64 images from all over the data, or all of fewer, as save_grid's arguments."""
+    n = len(data.images)
+    index = torch.linspace(0, n - 1, min(n, 64)).long()
     return {"images": data.images[index] / 127.5 - 1, "n_columns": 8}
 
 
@@ -232,8 +248,8 @@ def real_images(data, args):
 def sample(G, D, args):
     """Draw 64 samples and four walks through z as save_grid's arguments; every call has the same z.
 
-    A walk leads in a straight line from the z at the start of a row of samples to the z at its end.
-    If G has learned more than single images, each picture on the way looks real (section 6.1).
+    Each walk is a straight line from a row's first z to its last. If G has not merely memorised
+    images, every picture on the way looks real (DCGAN paper, section 6.1).
     """
     z = torch.randn(64, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
     starts, ends = z[0:32:8], z[7:32:8]
@@ -248,22 +264,22 @@ def sample(G, D, args):
 def build(args, device):
     """Load the data, and make G and D for the shape of its images."""
 
-    def check(n_images, classes):
+    def check(n_images, classes):  # load_data calls it before it decodes the images of a folder
         if args.batch_size > n_images:
-            raise ValueError(f"--batch_size {args.batch_size} is more than the {n_images} images.")
+            raise UserError(f"--batch_size {args.batch_size} is more than the {n_images} images.")
 
     data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed, check=check)
     img_shape = tuple(data.images.shape[1:])
-    G = Generator(args.latent_dim, img_shape, args.width).apply(weights_init).to(device)
-    D = Discriminator(img_shape, args.width).apply(weights_init).to(device)
-    return data, G, D
+    G = Generator(args.latent_dim, img_shape, args.width)
+    D = Discriminator(img_shape, args.width)
+    return data, G.apply(weights_init).to(device), D.apply(weights_init).to(device)
 
 
 def check_args(args):
-    """Raise ValueError for a value that no run can have."""
+    """Raise UserError for an option out of range."""
     for name, value in vars(args).items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"--{name} must be a finite number, not {value}.")
+            raise UserError(f"--{name} must be a finite number, not {value}.")
     at_least = {
         "n_epochs": 1, "batch_size": 2, "lr_g": 0, "lr_d": 0, "b1": 0, "b2": 0, "latent_dim": 1,
         "width": 1, "img_size": 8, "sample_interval": 1, "seed": 0,
@@ -271,20 +287,20 @@ def check_args(args):
     for name, minimum in at_least.items():
         value = getattr(args, name, None)
         if value is not None and value < minimum:
-            raise ValueError(f"--{name} must be at least {minimum}, not {value}.")
+            raise UserError(f"--{name} must be at least {minimum}, not {value}.")
     for name, limit in {"b1": 1, "b2": 1, "seed": 2**32}.items():
         if getattr(args, name) >= limit:
-            raise ValueError(f"--{name} must be less than {limit}, not {getattr(args, name)}.")
+            raise UserError(f"--{name} must be less than {limit}, not {getattr(args, name)}.")
 
 
 def check_finite(G, D):
-    """Raise ValueError if a weight is no longer a finite number."""
+    """Raise UserError if a weight is no longer a finite number."""
     if not all(weight.isfinite().all() for weight in (*G.parameters(), *D.parameters())):
-        raise ValueError("the training has diverged; lower --lr_g or --lr_d")
+        raise UserError("the training has diverged; lower --lr_g or --lr_d")
 
 
 def new_folder(args):
-    """Claim the folder of the run: that of the checkpoint that it continues, or a new one."""
+    """Claim and return the run's folder: the checkpoint's when it is resumed, else a new one."""
     if args.resume and not args.out_dir and Path(args.resume).name == "checkpoint.pt":
         folder = Path(args.resume).parent
         (folder / "losses.csv").open("a").close()  # if it can't be written, fail now
@@ -301,7 +317,7 @@ def new_folder(args):
 
 
 def save_checkpoint(path, state, data, args, progress):
-    """Write what --resume and load_generator need; the file is whole at any moment."""
+    """Write what --resume and load_generator need to a temporary file, then rename it."""
     checkpoint = {
         "script": SCRIPT,
         "args": vars(args) | {"dataset": data.name},  # not auto, which may find other data later
@@ -311,7 +327,7 @@ def save_checkpoint(path, state, data, args, progress):
         "rng_cuda": torch.cuda.get_rng_state_all() if args.cuda else [],
         **progress,
     }
-    for name in ("folder", "out_dir", "resume"):  # the place of a run is not part of it
+    for name in ("folder", "out_dir", "resume"):  # a run may be moved
         del checkpoint["args"][name]
     for name, part in state.items():
         checkpoint[name] = part.state_dict()
@@ -325,29 +341,31 @@ def save_checkpoint(path, state, data, args, progress):
 
 
 def load_checkpoint(path):
-    """Read a checkpoint of this script onto the CPU; raise ValueError if the file is not one."""
+    """Read a checkpoint of this script onto the CPU; raise UserError if the file is not one."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        script = checkpoint["script"]
-    except Exception as error:  # torch.load answers a damaged or foreign file in a dozen ways
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is not a checkpoint of {SCRIPT}.py: {reason}") from error
-    if script != SCRIPT:
-        raise ValueError(f"{path} is not a checkpoint of {SCRIPT}.py but of {script}.py.")
+    except OSError:
+        raise
+    except Exception as error:  # torch.load raises a dozen kinds for a damaged or foreign file
+        raise UserError(f"{path} is not a checkpoint, or it is damaged.") from error
+    if not isinstance(checkpoint, dict) or "config_G" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint of this version of {SCRIPT}.py.")
+    if checkpoint["script"] != SCRIPT:
+        raise UserError(f"{path} is a checkpoint of {checkpoint['script']}.py, not of {SCRIPT}.py.")
     return checkpoint
 
 
 def restore(saved, state, data, args):
-    """Put networks, optimizers and random state back; raise ValueError if they do not fit."""
+    """Put networks, optimizers and random state back; raise UserError if they do not fit."""
     if saved["classes"] != data.classes:
-        raise ValueError(f"{args.resume} was trained on other classes than {args.dataset} has.")
+        raise UserError(f"{args.resume} was trained on other classes than {args.dataset} has.")
     for name, value in state["G"].config.items():
         if saved["config_G"][name] != value:
-            raise ValueError(f"{args.resume} has {name} {saved['config_G'][name]}, not {value}.")
+            raise UserError(f"{args.resume} has {name} {saved['config_G'][name]}, not {value}.")
     for name, part in state.items():
         part.load_state_dict(saved[name])
     for name in ("opt_G", "opt_D"):
-        state[name].param_groups[0]["betas"] = (args.b1, args.b2)  # perhaps new ones
+        state[name].param_groups[0]["betas"] = (args.b1, args.b2)  # which may be new
     torch.set_rng_state(saved["rng"])
     torch.cuda.set_rng_state_all(saved["rng_cuda"][: torch.cuda.device_count()])
 
@@ -355,14 +373,14 @@ def restore(saved, state, data, args):
 def load_generator(path):
     """Load the trained generator of a checkpoint: the running average, in eval mode, on the CPU."""
     checkpoint = load_checkpoint(path)
-    G = AveragedModel(Generator(**checkpoint["config_G"]))
+    G = Generator(**checkpoint["config_G"])
     G.load_state_dict(checkpoint["G_avg"])
-    return G.module.eval()
+    return G.eval().requires_grad_(False)
 
 
 def save_losses(folder, names, rows):
     """Write losses.csv, and draw its columns against the step as losses.png."""
-    from matplotlib.figure import Figure  # here: common.py makes the import safe in a notebook
+    from matplotlib.figure import Figure  # after common.py, which drops a backend that is missing
 
     lines = [",".join(map(str, row)) for row in [["epoch", "step", *names], *rows]]
     (folder / "losses.csv").write_text("\n".join(lines) + "\n")
@@ -389,24 +407,30 @@ def train(args, saved=None):
     data, G, D = build(args, device)
     opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
     opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
-    G_avg = AveragedModel(G, avg_fn=running_average, use_buffers=True).eval()  # draws the samples
+    G_avg = copy.deepcopy(G).eval()  # the running average, which draws the samples
     state = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "G_avg": G_avg}
-    # rows: the lines of losses.csv; total: the sum of train_step's values since the last of them
-    progress = {"epoch": 0, "step": 0, "rows": [], "total": torch.zeros(())}
+    # names and rows make losses.csv; total is the sum of n_summed steps since the last row
+    progress = {"epochs_done": 0, "steps_done": 0, "names": [], "rows": [], "n_summed": 0}
+    progress["total"] = torch.zeros(())
     if saved:
         restore(saved, state, data, args)
         progress = {name: saved[name] for name in progress}
-    args.folder = new_folder(args)
+    args.folder = new_folder(args)  # in args, so that main can name its checkpoint
     save_grid(args.folder / "real.png", **real_images(data, args))
-    if not saved or args.folder != Path(args.resume).parent:  # a new folder
+    resumed_here = saved and args.folder == Path(args.resume).parent
+    if not resumed_here or args.n_epochs > progress["epochs_done"]:
         save_checkpoint(args.folder / "checkpoint.pt", state, data, args, progress)
 
     rows = progress["rows"]
+    if rows:
+        save_losses(args.folder, progress["names"], rows)
     total = progress["total"].to(device)
-    step = first_step = saved_step = progress["step"]
-    n_steps = step + (args.n_epochs - progress["epoch"]) * (len(data.images) // args.batch_size)
+    n_summed = progress["n_summed"]
+    step = first_step = saved_step = progress["steps_done"]
+    epochs = range(progress["epochs_done"] + 1, args.n_epochs + 1)
+    n_steps = step + len(epochs) * (len(data.images) // args.batch_size)
     start = time.perf_counter()
-    for epoch in range(progress["epoch"] + 1, args.n_epochs + 1):
+    for epoch in epochs:
         for x, y in batches(data, args.batch_size):
             decay = min(1, 2 * (1 - step / n_steps))  # 1 for half of the run, then linearly to 0
             opt_G.param_groups[0]["lr"] = decay * args.lr_g
@@ -414,8 +438,9 @@ def train(args, saved=None):
             # no cache: it would keep the bfloat16 copy of D's weights from before its update
             with torch.autocast(device.type, torch.bfloat16, args.bf16, cache_enabled=False):
                 values = train_step(G, D, opt_G, opt_D, x, y, args)
-            G_avg.update_parameters(G)
+            update_average(G_avg, G, step)
             total = total + torch.stack(list(values.values()))
+            n_summed += 1
             step += 1
             speed = (step - first_step) / (time.perf_counter() - start)
             line = f"epoch {epoch:2}  step {step:6}/{n_steps}  {speed:5.1f} steps/s"
@@ -423,26 +448,27 @@ def train(args, saved=None):
             if step % args.sample_interval and step < n_steps:
                 show_live(line)
                 continue
-            n_summed = step - (rows[-1][1] if rows else 0)
-            means = (total / n_summed).tolist()  # here, and only here, a GPU is waited for
+            means = (total / n_summed).tolist()  # between two such lines, nothing waits for a GPU
             total = torch.zeros_like(total)
+            n_summed = 0
             numbers = [f"{name} {mean:7.3f}" for name, mean in zip(values, means)]
             print(line, *numbers, sep="  ", flush=True)
             check_finite(G, D)
             rows.append([epoch, step, *means])
             save_losses(args.folder, list(values), rows)
-            save_grid(args.folder / f"{step:06}.png", **sample(G_avg.module, D, args))
+            save_grid(args.folder / f"{step:06}.png", **sample(G_avg, D, args))
         if step - saved_step >= args.sample_interval or step == n_steps:
             check_finite(G, D)
-            progress = {"epoch": epoch, "step": step, "rows": rows, "total": total}
+            progress = {"epochs_done": epoch, "steps_done": step, "names": list(values)}
+            progress |= {"rows": rows, "n_summed": n_summed, "total": total}
             save_checkpoint(args.folder / "checkpoint.pt", state, data, args, progress)
             saved_step = step
-    save_grid(args.folder / "samples.png", **sample(G_avg.module, D, args))
+    save_grid(args.folder / "samples.png", **sample(G_avg, D, args))
     print(args.folder / "samples.png")
 
 
 def is_out_of_memory(error):
-    """Tell whether memory ran out: CUDA has an exception for it, the CPU's allocator only words."""
+    """Tell whether memory ran out: CUDA has an exception for it, the CPU only a message."""
     words = ("can't allocate memory", "not enough memory")
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or any(word in str(error) for word in words)
@@ -451,7 +477,7 @@ def is_out_of_memory(error):
 def stop(args, reason, status):
     """Exit with a sentence on stderr: the reason and the command to continue, if there is one."""
     message = f"{SCRIPT}.py: {reason}"
-    folder = getattr(args, "folder", None)  # train sets it when data and networks are there
+    folder = getattr(args, "folder", None)  # none before train has claimed one
     if folder and (folder / "checkpoint.pt").exists():
         command = ["python", os.path.relpath(__file__), "--resume", str(folder / "checkpoint.pt")]
         message += f"; to continue: {shlex.join(command)}"
@@ -461,7 +487,7 @@ def stop(args, reason, status):
 
 
 def main(argv=None):
-    """Run the command line: a user's mistake gets a sentence, a bug keeps its traceback."""
+    """Run the command line. A user's mistake gets a sentence; a bug keeps its traceback."""
     args = parse_args(argv)
     try:
         saved = load_checkpoint(args.resume) if args.resume else None
@@ -471,12 +497,12 @@ def main(argv=None):
         train(args, saved)
     except KeyboardInterrupt:
         stop(args, "stopped", 130)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         stop(args, error, 2)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        stop(args, "out of memory; lower --batch_size, --img_size or --width", 2)
+        stop(args, "out of memory; lower --batch_size, --img_size or the size of the networks", 2)
 
 
 if __name__ == "__main__":

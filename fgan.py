@@ -2,38 +2,40 @@
 
 Nowozin, Cseke and Tomioka 2016, arXiv:1606.00709. Let p be the density of the data and q that of
 G's images, f convex, and f*(t) = sup_u (ut - f(u)) its conjugate. For every function T with values
-in the domain of f* (eq. 4)
+in the domain of f* (eq. 4; E_x is over the data, E_q over G's images, E_z over their z)
     D_f(p || q) = E_q[f(p / q)] >= F = E_x[T(x)] - E_z[f*(T(G(z)))],
 with equality for T = f'(p / q) (eq. 5). Here T = g_f(s): s is the raw score of D, the V of the
 paper, and g_f maps any number into the domain of f* (eq. 7). D ascends F. G descends F (minimax)
 or, in practice, ascends E_z[g_f(s(G(z)))] (section 3.2).
 
-T > f'(1) says that p > q. A run prints how many real images are above this threshold (TPR) and how
-many generated ones are not (TNR).
+T > f'(1) means that D takes an image for real (p > q). A run prints the share of real images above
+this threshold (TPR) and of generated ones that are not (TNR).
 
     python fgan.py                         # MNIST, or drawn digits when offline, with kl
     python fgan.py --divergence pearson    # another row of the table
 
 Parent: vanilla_gan.py. `diff vanilla_gan.py fgan.py` shows what the paper adds: a table of losses.
 
-What to expect: total_variation collapses, because its tanh is flat once D has won, so that G gets
-no gradient. neyman divides by p, so that the least real images decide; it needs the lower learning
-rates that are its default. Where p and q do not overlap, kl, reverse_kl, pearson, neyman, jeffrey
-and alpha outside (0, 1) are infinite, and D raises F without end. With minimax, the gradient of
-reverse_kl is the same for all scores, that of pearson changes its sign at s = -2, and that of
-alpha > 1 vanishes below s = 1 / (1 - alpha).
+What to expect:
+    total_variation collapses: its tanh is flat once D has won, and G gets no gradient.
+    neyman divides by p, so that the least realistic images dominate; its default rates are lower.
+    kl, reverse_kl, pearson, neyman, jeffrey, and alpha outside (0, 1), are infinite where p and q
+        do not overlap: D can raise F without bound.
+    With minimax, reverse_kl has the same gradient at all scores, that of pearson changes its sign
+        at s = -2, and that of alpha > 1 vanishes below s = 1 / (1 - alpha).
 
 Departures from the paper:
  1. g_f increases in s in every row, so that a high score always means a real image. In Table 6 of
-    arXiv version 1 reverse_kl, neyman and squared_hellinger have the opposite sign of the score.
+    arXiv version 1 reverse_kl, neyman and squared_hellinger have the opposite sign.
  2. s is asinh(r), r being the output of D's last layer. D can still reach every T, but exp(s) is at
     most 2|r| + 1: with s = r, a single image at r = 90 makes the loss of kl infinite.
- 3. D and G are updated in turn, not at once. Batches of 64, not 4096, give more steps in the time.
+ 3. D and G are updated in turn, not at once. Batches of 64, not 4096, give more steps in a run.
     The learning rates are above 2e-4, and D's is above G's: behind a slow D, G collapses.
  4. PyTorch's initialisation. z is Gaussian, images are in [-1, 1] and G ends in tanh, not sigmoid.
  5. The learning rates fall linearly to 0 over the second half of the run, and a running average of
     G draws the samples: both make the samples better.
 """
+import copy
 import itertools
 import math
 import os
@@ -49,9 +51,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn.functional import logsigmoid, softplus
-from torch.optim.swa_utils import AveragedModel
 
-from common import batches, get_device, load_data, save_grid
+from common import UserError, batches, get_device, load_data, save_grid
 
 SCRIPT = Path(__file__).stem
 
@@ -65,7 +66,7 @@ class Divergence(NamedTuple):
 
 
 def jeffrey_conjugate(t):
-    """f*(t) = sup_u (ut - (u - 1) log u), which no elementary function gives.
+    """f*(t) = sup_u (ut - (u - 1) log u), which has no elementary closed form.
 
     The best u is exp(-x), where x + exp(x) = 1 - t. Newton's method finds x; only its last step
     carries the gradient, which is exact there.
@@ -86,8 +87,8 @@ def js_weighted(pi):
     """
 
     def conjugate(v):
-        # pi e^(t / pi) = e^(logsigmoid(v) / pi); from v = 80 on it rounds to 1, and log(1 - it)
-        # is -v - log pi
+        # pi e^(t / pi) = e^(logsigmoid(v) / pi), and expm1 keeps 1 - that exact where it is tiny.
+        # Above 80 its logarithm is -v - log pi; clamp keeps the branch not taken finite.
         log_gap = torch.log(-torch.expm1(logsigmoid(v.clamp(max=81)) / pi))
         log_gap = torch.where(v > 80, -v - math.log(pi), log_gap)
         return (1 - pi) * (math.log(1 - pi) - log_gap)
@@ -104,7 +105,8 @@ def alpha_divergence(a):
         return (torch.relu(v * (a - 1) + 1) ** power - 1) / a
 
     def conjugate_below_1(v):
-        # ((1 - a) softplus(-v))^power from its logarithm; above 16 log(softplus(-v)) rounds to -v
+        # ((1 - a) softplus(-v))^power from its logarithm. Above 16 log(softplus(-v)) rounds to -v;
+        # clamp keeps the branch not taken finite.
         log_softplus = torch.where(v > 16, -v, softplus(-v.clamp(max=17)).log())
         return torch.expm1(power * (math.log(1 - a) + log_softplus)) / a
 
@@ -113,33 +115,33 @@ def alpha_divergence(a):
     return Divergence(lambda v: 1 / (1 - a) + logsigmoid(v), conjugate_below_1, 0)
 
 
-# Tables 1, 2, 5 and 6 of the paper: g_f(v), f*(g_f(v)), f'(1); before each row f(u) and f*(t)
+# Tables 1, 2, 5 and 6 of the paper: g_f(v), f*(g_f(v)) and f'(1)
 DIVERGENCES = {
-    # |u - 1| / 2, t
+    # f(u) = |u - 1| / 2, f*(t) = t
     "total_variation": Divergence(lambda v: v.tanh() / 2, lambda v: v.tanh() / 2, 0),
-    # u log u, e^(t - 1)
+    # f(u) = u log u, f*(t) = e^(t - 1)
     "kl": Divergence(lambda v: v, lambda v: torch.exp(v - 1), 1),
-    # -log u, -1 - log(-t)
+    # f(u) = -log u, f*(t) = -1 - log(-t)
     "reverse_kl": Divergence(lambda v: -torch.exp(-v), lambda v: v - 1, -1),
-    # (u - 1)^2, t^2 / 4 + t
+    # f(u) = (u - 1)^2, f*(t) = t^2 / 4 + t
     "pearson": Divergence(lambda v: v, lambda v: v**2 / 4 + v, 0),
-    # (1 - u)^2 / u, 2 - 2 sqrt(1 - t)
+    # f(u) = (1 - u)^2 / u, f*(t) = 2 - 2 sqrt(1 - t)
     "neyman": Divergence(lambda v: -torch.expm1(-v), lambda v: -2 * torch.expm1(-v / 2), 0),
-    # (sqrt(u) - 1)^2, t / (1 - t)
+    # f(u) = (sqrt(u) - 1)^2, f*(t) = t / (1 - t)
     "squared_hellinger": Divergence(lambda v: -torch.expm1(-v), torch.expm1, 0),
-    # (u - 1) log u, see jeffrey_conjugate
+    # f(u) = (u - 1) log u, f*(t): see jeffrey_conjugate
     "jeffrey": Divergence(lambda v: v, jeffrey_conjugate, 0),
-    # u log u - (u + 1) log((u + 1) / 2), -log(2 - e^t)
+    # f(u) = u log u - (u + 1) log((u + 1) / 2), f*(t) = -log(2 - e^t)
     "jensen_shannon": Divergence(
         lambda v: math.log(2) + logsigmoid(v), lambda v: softplus(v) - math.log(2), 0
     ),
-    # u log u - (u + 1) log(u + 1), -log(1 - e^t)
+    # f(u) = u log u - (u + 1) log(u + 1), f*(t) = -log(1 - e^t)
     "gan": Divergence(logsigmoid, softplus, -math.log(2)),
 }
 
 
 def divergence(args):
-    """Return the row that the options name."""
+    """Return the row that --divergence names."""
     if args.divergence == "js_weighted":
         return js_weighted(args.pi)
     if args.divergence == "alpha":
@@ -148,7 +150,7 @@ def divergence(args):
 
 
 def parse_args(argv=None, saved=None):
-    """Parse the command line; what it leaves out has its saved value or else its default."""
+    """Parse the command line. An option not given has its value from saved or else its default."""
     parser = ArgumentParser(
         prog=f"{SCRIPT}.py",
         usage="%(prog)s [options]",
@@ -165,29 +167,31 @@ def parse_args(argv=None, saved=None):
     add("--b1", type=float, default=0.5, help="Adam: decay of the running mean of the gradients")
     add("--b2", type=float, default=0.999, help="Adam: decay of the running mean of their squares")
     add("--latent_dim", type=int, default=100, help="dimension of z")
-    add("--img_size", type=int, help="side of the images (None: that of the dataset)")
+    add("--img_size", type=int, help="side of the images (None: the dataset's own)")
     add("--dataset", default="auto",
         help="auto, mnist, fashion, cifar10, glyphs or a folder of images")
     add("--data_dir", default="data", help="directory of the downloaded datasets")
     add("--sample_interval", type=int, default=500,
-        help="steps from one grid to the next, and at least from one checkpoint to the next")
+        help="steps between printed lines and grids; checkpoints follow at the end of an epoch, at "
+        "least as far apart")
     add("--out_dir",
         help="folder of the run; -2, -3, ... is appended if it already holds one "
         "(None: runs/SCRIPT or, with --resume, the folder of the checkpoint)")
     add("--resume", metavar="CHECKPOINT",
-        help="continue this run with its options, except those given here")
+        help="continue this run with its saved options, except those given here; a larger "
+        "--n_epochs raises the learning rates again")
     add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
     add("--cuda", action="store_true", help="train on a CUDA device")
     add("--bf16", action="store_true",
         help="compute in bfloat16: faster on a GPU, or a CPU with bfloat16 instructions")
     add("--divergence", choices=[*DIVERGENCES, "js_weighted", "alpha"], default="kl",
-        help="what D estimates and G makes small")
+        help="what D estimates and G minimises")
     add("--pi", type=float, default=0.3, help="js_weighted: weight of the data, between 0 and 1")
     add("--alpha", type=float, default=1.5,
         help="alpha: order, not 0 and not within 0.1 of 1, where it tends to kl")
-    add("--loss", choices=["trick", "minimax"], default="trick",
+    add("--loss", choices=["non_saturating", "minimax"], default="non_saturating",
         help="G ascends E[g_f(s)] or descends F")
-    args = parser.parse_args(argv, Namespace(**saved or {}))
+    args = parser.parse_args(argv, Namespace(**(saved or {})))
     if args.lr_g is None:
         args.lr_g = 2e-4 if args.divergence == "neyman" else 1e-3
     if args.lr_d is None:
@@ -247,13 +251,13 @@ def generator_loss(s_fake, args):
 def train_step(G, D, opt_G, opt_D, x, y, args):
     """Update D, then G, on images x (N, C, H, H). Conditional scripts use the labels y (N,).
 
-    Returns by name, as detached scalars on the device, the losses, the mean raw scores, F, which is
-    at most D_f(p || q), and the shares of images on their side of the threshold f'(1).
+    Returns the losses, the mean raw scores, F, an estimate of a lower bound of D_f(p || q), and the
+    shares of images on their side of f'(1) by name, as detached scalars on the device.
     """
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     fake = G(z)
 
-    # (1) Update D: ascend F = g_f(s(x)) - f*(g_f(s(G(z)))). detach() leaves G alone.
+    # (1) Update D: ascend F = g_f(s(x)) - f*(g_f(s(G(z)))). detach() keeps the gradient from G.
     s_real = D(x)
     s_fake = D(fake.detach())
     loss_D = discriminator_loss(s_real, s_fake, args)
@@ -261,7 +265,8 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     loss_D.backward()
     opt_D.step()
 
-    # (2) Update G: ascend g_f(s(G(z))) with the new D. inputs= skips the gradients of D's weights.
+    # (2) Update G: ascend g_f(s(G(z))) or, for minimax, descend F, with the new D.
+    # inputs= skips the gradients of D's weights.
     loss_G = generator_loss(D(fake), args)
     opt_G.zero_grad()
     loss_G.backward(inputs=list(G.parameters()))
@@ -275,15 +280,19 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     return {name: value.detach() for name, value in values.items()}
 
 
-def running_average(average, weight, n):
-    """Average a weight of G over about the last tenth of n steps, at most over the last 500."""
-    share = (10 / (n + 10)).clamp(min=1 / 500)  # a tensor, as n is: int(n) would wait for the GPU
-    return average + (weight - average) * share
+@torch.no_grad()
+def update_average(G_avg, G, steps_done):
+    """Average G over about the last tenth of its steps, at most over the last 500."""
+    share = max(10 / (steps_done + 10), 1 / 500)
+    for average, current in zip(G_avg.state_dict().values(), G.state_dict().values()):
+        if average.is_floating_point():  # not batch normalisation's count of batches
+            average.lerp_(current, share)
 
 
 def real_images(data, args):
-    """Pick 64 images from all over the data, as save_grid's arguments."""
-    index = torch.linspace(0, len(data.images) - 1, 64).long()
+    """Pick 64 images from all over the data, or all of fewer, as save_grid's arguments."""
+    n = len(data.images)
+    index = torch.linspace(0, n - 1, min(n, 64)).long()
     return {"images": data.images[index] / 127.5 - 1, "n_columns": 8}
 
 
@@ -298,22 +307,22 @@ def sample(G, D, args):
 def build(args, device):
     """Load the data, and make G and D for the shape of its images."""
 
-    def check(n_images, classes):
+    def check(n_images, classes):  # load_data calls it before it decodes the images of a folder
         if args.batch_size > n_images:
-            raise ValueError(f"--batch_size {args.batch_size} is more than the {n_images} images.")
+            raise UserError(f"--batch_size {args.batch_size} is more than the {n_images} images.")
 
     data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed, check=check)
     img_shape = tuple(data.images.shape[1:])
-    G = Generator(args.latent_dim, img_shape).to(device)
-    D = Discriminator(img_shape).to(device)
-    return data, G, D
+    G = Generator(args.latent_dim, img_shape)
+    D = Discriminator(img_shape)
+    return data, G.to(device), D.to(device)
 
 
 def check_args(args):
-    """Raise ValueError for a value that no run can have."""
+    """Raise UserError for an option out of range."""
     for name, value in vars(args).items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"--{name} must be a finite number, not {value}.")
+            raise UserError(f"--{name} must be a finite number, not {value}.")
     at_least = {
         "n_epochs": 1, "batch_size": 2, "lr_g": 0, "lr_d": 0, "b1": 0, "b2": 0, "latent_dim": 1,
         "width": 1, "img_size": 8, "sample_interval": 1, "seed": 0,
@@ -321,24 +330,24 @@ def check_args(args):
     for name, minimum in at_least.items():
         value = getattr(args, name, None)
         if value is not None and value < minimum:
-            raise ValueError(f"--{name} must be at least {minimum}, not {value}.")
+            raise UserError(f"--{name} must be at least {minimum}, not {value}.")
     if not 0 < args.pi < 1:
-        raise ValueError(f"--pi must be between 0 and 1, not {args.pi}.")
+        raise UserError(f"--pi must be between 0 and 1, not {args.pi}.")
     if args.alpha == 0 or abs(args.alpha - 1) < 0.1 - 1e-9:
-        raise ValueError(f"--alpha must not be 0 or within 0.1 of 1, as {args.alpha} is.")
+        raise UserError(f"--alpha must not be 0 or within 0.1 of 1, as {args.alpha} is.")
     for name, limit in {"b1": 1, "b2": 1, "seed": 2**32}.items():
         if getattr(args, name) >= limit:
-            raise ValueError(f"--{name} must be less than {limit}, not {getattr(args, name)}.")
+            raise UserError(f"--{name} must be less than {limit}, not {getattr(args, name)}.")
 
 
 def check_finite(G, D):
-    """Raise ValueError if a weight is no longer a finite number."""
+    """Raise UserError if a weight is no longer a finite number."""
     if not all(weight.isfinite().all() for weight in (*G.parameters(), *D.parameters())):
-        raise ValueError("the training has diverged; lower --lr_g or --lr_d")
+        raise UserError("the training has diverged; lower --lr_g or --lr_d")
 
 
 def new_folder(args):
-    """Claim the folder of the run: that of the checkpoint that it continues, or a new one."""
+    """Claim and return the run's folder: the checkpoint's when it is resumed, else a new one."""
     if args.resume and not args.out_dir and Path(args.resume).name == "checkpoint.pt":
         folder = Path(args.resume).parent
         (folder / "losses.csv").open("a").close()  # if it can't be written, fail now
@@ -355,7 +364,7 @@ def new_folder(args):
 
 
 def save_checkpoint(path, state, data, args, progress):
-    """Write what --resume and load_generator need; the file is whole at any moment."""
+    """Write what --resume and load_generator need to a temporary file, then rename it."""
     checkpoint = {
         "script": SCRIPT,
         "args": vars(args) | {"dataset": data.name},  # not auto, which may find other data later
@@ -365,7 +374,7 @@ def save_checkpoint(path, state, data, args, progress):
         "rng_cuda": torch.cuda.get_rng_state_all() if args.cuda else [],
         **progress,
     }
-    for name in ("folder", "out_dir", "resume"):  # the place of a run is not part of it
+    for name in ("folder", "out_dir", "resume"):  # a run may be moved
         del checkpoint["args"][name]
     for name, part in state.items():
         checkpoint[name] = part.state_dict()
@@ -379,29 +388,31 @@ def save_checkpoint(path, state, data, args, progress):
 
 
 def load_checkpoint(path):
-    """Read a checkpoint of this script onto the CPU; raise ValueError if the file is not one."""
+    """Read a checkpoint of this script onto the CPU; raise UserError if the file is not one."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        script = checkpoint["script"]
-    except Exception as error:  # torch.load answers a damaged or foreign file in a dozen ways
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is not a checkpoint of {SCRIPT}.py: {reason}") from error
-    if script != SCRIPT:
-        raise ValueError(f"{path} is not a checkpoint of {SCRIPT}.py but of {script}.py.")
+    except OSError:
+        raise
+    except Exception as error:  # torch.load raises a dozen kinds for a damaged or foreign file
+        raise UserError(f"{path} is not a checkpoint, or it is damaged.") from error
+    if not isinstance(checkpoint, dict) or "config_G" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint of this version of {SCRIPT}.py.")
+    if checkpoint["script"] != SCRIPT:
+        raise UserError(f"{path} is a checkpoint of {checkpoint['script']}.py, not of {SCRIPT}.py.")
     return checkpoint
 
 
 def restore(saved, state, data, args):
-    """Put networks, optimizers and random state back; raise ValueError if they do not fit."""
+    """Put networks, optimizers and random state back; raise UserError if they do not fit."""
     if saved["classes"] != data.classes:
-        raise ValueError(f"{args.resume} was trained on other classes than {args.dataset} has.")
+        raise UserError(f"{args.resume} was trained on other classes than {args.dataset} has.")
     for name, value in state["G"].config.items():
         if saved["config_G"][name] != value:
-            raise ValueError(f"{args.resume} has {name} {saved['config_G'][name]}, not {value}.")
+            raise UserError(f"{args.resume} has {name} {saved['config_G'][name]}, not {value}.")
     for name, part in state.items():
         part.load_state_dict(saved[name])
     for name in ("opt_G", "opt_D"):
-        state[name].param_groups[0]["betas"] = (args.b1, args.b2)  # perhaps new ones
+        state[name].param_groups[0]["betas"] = (args.b1, args.b2)  # which may be new
     torch.set_rng_state(saved["rng"])
     torch.cuda.set_rng_state_all(saved["rng_cuda"][: torch.cuda.device_count()])
 
@@ -409,14 +420,14 @@ def restore(saved, state, data, args):
 def load_generator(path):
     """Load the trained generator of a checkpoint: the running average, in eval mode, on the CPU."""
     checkpoint = load_checkpoint(path)
-    G = AveragedModel(Generator(**checkpoint["config_G"]))
+    G = Generator(**checkpoint["config_G"])
     G.load_state_dict(checkpoint["G_avg"])
-    return G.module.eval()
+    return G.eval().requires_grad_(False)
 
 
 def save_losses(folder, names, rows):
     """Write losses.csv, and draw its columns against the step as losses.png."""
-    from matplotlib.figure import Figure  # here: common.py makes the import safe in a notebook
+    from matplotlib.figure import Figure  # after common.py, which drops a backend that is missing
 
     lines = [",".join(map(str, row)) for row in [["epoch", "step", *names], *rows]]
     (folder / "losses.csv").write_text("\n".join(lines) + "\n")
@@ -443,24 +454,30 @@ def train(args, saved=None):
     data, G, D = build(args, device)
     opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
     opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
-    G_avg = AveragedModel(G, avg_fn=running_average, use_buffers=True).eval()  # draws the samples
+    G_avg = copy.deepcopy(G).eval()  # the running average, which draws the samples
     state = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "G_avg": G_avg}
-    # rows: the lines of losses.csv; total: the sum of train_step's values since the last of them
-    progress = {"epoch": 0, "step": 0, "rows": [], "total": torch.zeros(())}
+    # names and rows make losses.csv; total is the sum of n_summed steps since the last row
+    progress = {"epochs_done": 0, "steps_done": 0, "names": [], "rows": [], "n_summed": 0}
+    progress["total"] = torch.zeros(())
     if saved:
         restore(saved, state, data, args)
         progress = {name: saved[name] for name in progress}
-    args.folder = new_folder(args)
+    args.folder = new_folder(args)  # in args, so that main can name its checkpoint
     save_grid(args.folder / "real.png", **real_images(data, args))
-    if not saved or args.folder != Path(args.resume).parent:  # a new folder
+    resumed_here = saved and args.folder == Path(args.resume).parent
+    if not resumed_here or args.n_epochs > progress["epochs_done"]:
         save_checkpoint(args.folder / "checkpoint.pt", state, data, args, progress)
 
     rows = progress["rows"]
+    if rows:
+        save_losses(args.folder, progress["names"], rows)
     total = progress["total"].to(device)
-    step = first_step = saved_step = progress["step"]
-    n_steps = step + (args.n_epochs - progress["epoch"]) * (len(data.images) // args.batch_size)
+    n_summed = progress["n_summed"]
+    step = first_step = saved_step = progress["steps_done"]
+    epochs = range(progress["epochs_done"] + 1, args.n_epochs + 1)
+    n_steps = step + len(epochs) * (len(data.images) // args.batch_size)
     start = time.perf_counter()
-    for epoch in range(progress["epoch"] + 1, args.n_epochs + 1):
+    for epoch in epochs:
         for x, y in batches(data, args.batch_size):
             decay = min(1, 2 * (1 - step / n_steps))  # 1 for half of the run, then linearly to 0
             opt_G.param_groups[0]["lr"] = decay * args.lr_g
@@ -468,8 +485,9 @@ def train(args, saved=None):
             # no cache: it would keep the bfloat16 copy of D's weights from before its update
             with torch.autocast(device.type, torch.bfloat16, args.bf16, cache_enabled=False):
                 values = train_step(G, D, opt_G, opt_D, x, y, args)
-            G_avg.update_parameters(G)
+            update_average(G_avg, G, step)
             total = total + torch.stack(list(values.values()))
+            n_summed += 1
             step += 1
             speed = (step - first_step) / (time.perf_counter() - start)
             line = f"epoch {epoch:2}  step {step:6}/{n_steps}  {speed:5.1f} steps/s"
@@ -477,26 +495,27 @@ def train(args, saved=None):
             if step % args.sample_interval and step < n_steps:
                 show_live(line)
                 continue
-            n_summed = step - (rows[-1][1] if rows else 0)
-            means = (total / n_summed).tolist()  # here, and only here, a GPU is waited for
+            means = (total / n_summed).tolist()  # between two such lines, nothing waits for a GPU
             total = torch.zeros_like(total)
+            n_summed = 0
             numbers = [f"{name} {mean:7.3f}" for name, mean in zip(values, means)]
             print(line, *numbers, sep="  ", flush=True)
             check_finite(G, D)
             rows.append([epoch, step, *means])
             save_losses(args.folder, list(values), rows)
-            save_grid(args.folder / f"{step:06}.png", **sample(G_avg.module, D, args))
+            save_grid(args.folder / f"{step:06}.png", **sample(G_avg, D, args))
         if step - saved_step >= args.sample_interval or step == n_steps:
             check_finite(G, D)
-            progress = {"epoch": epoch, "step": step, "rows": rows, "total": total}
+            progress = {"epochs_done": epoch, "steps_done": step, "names": list(values)}
+            progress |= {"rows": rows, "n_summed": n_summed, "total": total}
             save_checkpoint(args.folder / "checkpoint.pt", state, data, args, progress)
             saved_step = step
-    save_grid(args.folder / "samples.png", **sample(G_avg.module, D, args))
+    save_grid(args.folder / "samples.png", **sample(G_avg, D, args))
     print(args.folder / "samples.png")
 
 
 def is_out_of_memory(error):
-    """Tell whether memory ran out: CUDA has an exception for it, the CPU's allocator only words."""
+    """Tell whether memory ran out: CUDA has an exception for it, the CPU only a message."""
     words = ("can't allocate memory", "not enough memory")
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or any(word in str(error) for word in words)
@@ -505,7 +524,7 @@ def is_out_of_memory(error):
 def stop(args, reason, status):
     """Exit with a sentence on stderr: the reason and the command to continue, if there is one."""
     message = f"{SCRIPT}.py: {reason}"
-    folder = getattr(args, "folder", None)  # train sets it when data and networks are there
+    folder = getattr(args, "folder", None)  # none before train has claimed one
     if folder and (folder / "checkpoint.pt").exists():
         command = ["python", os.path.relpath(__file__), "--resume", str(folder / "checkpoint.pt")]
         message += f"; to continue: {shlex.join(command)}"
@@ -515,7 +534,7 @@ def stop(args, reason, status):
 
 
 def main(argv=None):
-    """Run the command line: a user's mistake gets a sentence, a bug keeps its traceback."""
+    """Run the command line. A user's mistake gets a sentence; a bug keeps its traceback."""
     args = parse_args(argv)
     try:
         saved = load_checkpoint(args.resume) if args.resume else None
@@ -525,12 +544,12 @@ def main(argv=None):
         train(args, saved)
     except KeyboardInterrupt:
         stop(args, "stopped", 130)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         stop(args, error, 2)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        stop(args, "out of memory; lower --batch_size, --img_size or --width", 2)
+        stop(args, "out of memory; lower --batch_size, --img_size or the size of the networks", 2)
 
 
 if __name__ == "__main__":
