@@ -236,20 +236,24 @@ def update_average(G_avg, G, steps_done):
             average.lerp_(current, share)
 
 
-def classes_to_draw(n_classes):
-    """Choose all classes or, of more than 20, 20 evenly spaced ones."""
-    return torch.linspace(0, n_classes - 1, min(n_classes, 20)).round().long()
+def classes_to_draw(n_classes, digit=-1):
+    """Choose the digit, all classes (-1) or, of more than 20, 20; return them and a title."""
+    if digit != -1:
+        return torch.tensor([digit]), ""
+    title = f"20 of {n_classes} classes" if n_classes > 20 else ""
+    return torch.linspace(0, n_classes - 1, min(n_classes, 20)).round().long(), title
 
 
 def real_images(data, args):
     """Pick 10 images of each class as save_grid's arguments: a row for each class."""
-    classes = classes_to_draw(len(data.classes)).tolist()
+    classes, title = classes_to_draw(len(data.classes))
     index = []
-    for k in classes:
+    for k in classes.tolist():
         members = (data.labels == k).nonzero()[:, 0].tolist()
         index += [members[i % len(members)] for i in range(10)]  # a small class repeats
     rows = [data.classes[k] for k in classes]
-    return {"images": data.images[index] / 127.5 - 1, "n_columns": 10, "rows": rows}
+    images = data.images[index] / 127.5 - 1
+    return {"images": images, "n_columns": 10, "title": title, "rows": rows}
 
 
 @torch.no_grad()
@@ -257,9 +261,10 @@ def sample(G, D, args):
     """Draw a row for each class, with the same ten z in each, as save_grid's arguments."""
     device = next(G.parameters()).device
     z = torch.randn(10, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
-    classes = classes_to_draw(len(G.classes)) if args.digit == -1 else torch.tensor([args.digit])
+    classes, title = classes_to_draw(len(G.classes), args.digit)
     images = G(z.repeat(len(classes), 1).to(device), classes.repeat_interleave(10).to(device))
-    return {"images": images, "n_columns": 10, "rows": [G.classes[k] for k in classes]}
+    rows = [G.classes[k] for k in classes]
+    return {"images": images, "n_columns": 10, "title": title, "rows": rows}
 
 
 def build(args, device):
