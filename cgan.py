@@ -70,7 +70,7 @@ def parse_args(argv=None, saved=None):
     add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
     add("--cuda", action="store_true", help="train on a CUDA device")
     add("--bf16", action="store_true",
-        help="compute in bfloat16: faster on a GPU and on some CPUs (see tests/speed.py --bf16)")
+        help="compute in bfloat16: faster on some machines (see tests/speed.py --bf16)")
     add("--digit", type=int, default=-1,
         help="index of the class to draw (-1: a row of each, at most 20)")
     return parser.parse_args(argv, Namespace(**(saved or {})))

@@ -6,8 +6,8 @@ and f2 judge one domain each. With s the raw score of a discriminator and f = si
               + E_x2[log f2(x2)] + E_z[log(1 - f2(g2(z)))]
 (section 3, where the value is negated, and min and max swapped), while the first layers of g1 and
 g2, which decide what is drawn, are the same layers, and so are the last layers of f1 and f2. The
-other layers are private: they render what is drawn in a domain. G ascends E_z[log f(g(z))], as in
-the parent. At a draw loss_D is 4 log 2 = 2.77.
+other layers are private: they decide how it looks in their domain. G ascends E_z[log f(g(z))], as
+in the parent. At a draw loss_D is 4 log 2 = 2.77.
 
     python cogan.py                       # MNIST, or drawn digits when offline: digits and edges
     python cogan.py --domain rotate       # digits and digits turned by 90 degrees
@@ -87,7 +87,7 @@ def parse_args(argv=None, saved=None):
     add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
     add("--cuda", action="store_true", help="train on a CUDA device")
     add("--bf16", action="store_true",
-        help="compute in bfloat16: faster on a GPU and on some CPUs (see tests/speed.py --bf16)")
+        help="compute in bfloat16: faster on some machines (see tests/speed.py --bf16)")
     add("--domain", choices=[*TRANSFORMS, "mnistm"], default="edge",
         help="how domain 2 differs from domain 1")
     add("--photos", metavar="FOLDER",

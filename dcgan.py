@@ -3,8 +3,8 @@
 Radford, Metz and Chintala 2016, arXiv:1511.06434. With s the raw score of D, D(x) = sigmoid(s(x)),
     D ascends E_x[log D(x)] + E_z[log(1 - D(G(z)))],  G ascends E_z[log D(G(z))],
 as in the parent. The networks are new (section 3): strided convolutions in D and transposed ones
-in G instead of pooling, no dense hidden layers, batch normalisation except at the output of G and
-the input of D, ReLU in G with tanh at its output, LeakyReLU in D.
+in G instead of pooling, no dense hidden layers (but see departure 1), batch normalisation except
+at the output of G and the input of D, ReLU in G with tanh at its output, LeakyReLU in D.
 
     python dcgan.py                                      # MNIST, or drawn digits when offline
     python dcgan.py --dataset FOLDER --img_size 64       # your own pictures
@@ -15,7 +15,7 @@ To use this file without common.py, replace four calls:
     load_data     an object with .images, uint8 (n, C, H, H), .labels, .classes and .name
     batches       an iterator over float images (N, C, H, H) in [-1, 1] and labels (N,)
     get_device    torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    save_grid     torchvision.utils.save_image
+    save_grid     torchvision.utils.save_image(images, path, normalize=True)
 
 Departures from the paper:
  1. Below 32x32 the networks follow the authors' MNIST script: few levels and a dense hidden layer
@@ -81,7 +81,7 @@ def parse_args(argv=None, saved=None):
     add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
     add("--cuda", action="store_true", help="train on a CUDA device")
     add("--bf16", action="store_true",
-        help="compute in bfloat16: faster on a GPU and on some CPUs (see tests/speed.py --bf16)")
+        help="compute in bfloat16: faster on some machines (see tests/speed.py --bf16)")
     return parser.parse_args(argv, Namespace(**(saved or {})))
 
 

@@ -183,7 +183,7 @@ def parse_args(argv=None, saved=None):
     add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
     add("--cuda", action="store_true", help="train on a CUDA device")
     add("--bf16", action="store_true",
-        help="compute in bfloat16: faster on a GPU and on some CPUs (see tests/speed.py --bf16)")
+        help="compute in bfloat16: faster on some machines (see tests/speed.py --bf16)")
     add("--divergence", choices=[*DIVERGENCES, "js_weighted", "alpha"], default="kl",
         help="what D estimates and G minimises")
     add("--pi", type=float, default=0.3, help="js_weighted: weight of the data, between 0 and 1")

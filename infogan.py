@@ -21,7 +21,7 @@ Departures from the paper:
  2. lambda is 0.3 for the category and 0.03 for the continuous codes, not 1. The information in a
     continuous code has no upper bound; at equal weights these codes come to decide the digit.
  3. As in the authors' code, D's step also trains Q, so that the shared layers ascend L_I, too.
- 4. Q has a head for each kind of code, so that the larger lambda does not decide the steps of both.
+ 4. Q has a head for each kind of code: in a shared one the larger lambda would rule Adam's steps.
 """
 import copy
 import itertools
@@ -77,7 +77,7 @@ def parse_args(argv=None, saved=None):
     add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
     add("--cuda", action="store_true", help="train on a CUDA device")
     add("--bf16", action="store_true",
-        help="compute in bfloat16: faster on a GPU and on some CPUs (see tests/speed.py --bf16)")
+        help="compute in bfloat16: faster on some machines (see tests/speed.py --bf16)")
     add("--lambda_cat", type=float, default=0.3, help="weight of L_I of the category")
     add("--lambda_con", type=float, default=0.03, help="weight of L_I of the continuous codes")
     return parser.parse_args(argv, Namespace(**(saved or {})))

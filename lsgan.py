@@ -72,7 +72,7 @@ def parse_args(argv=None, saved=None):
     add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
     add("--cuda", action="store_true", help="train on a CUDA device")
     add("--bf16", action="store_true",
-        help="compute in bfloat16: faster on a GPU and on some CPUs (see tests/speed.py --bf16)")
+        help="compute in bfloat16: faster on some machines (see tests/speed.py --bf16)")
     add("--a", type=float, default=0.0, help="score that D wants for generated images")
     add("--b", type=float, default=1.0, help="score that D wants for real images")
     add("--c", type=float, default=1.0, help="score that G wants for its images")
