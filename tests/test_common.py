@@ -473,7 +473,7 @@ def test_a_very_long_image_shows_its_centre(tmp_path):
 def test_whatever_pillow_opens_is_an_image_and_the_rest_is_counted(tmp_path, capsys):
     kinds = ["png", "gif", "jfif", "bmp", "JPG", "webp", "tiff", "ppm", "tga", "ico"]
     for kind in kinds:
-        draw(tmp_path / f"{kind}.{kind}")
+        draw(tmp_path / f"{kind}.{kind}", size=(16, 16))  # Pillow 12 writes no smaller icon
     for name in ("notes.txt", "labels.csv", "film.mpg", "no_ending"):
         (tmp_path / name).write_text("no image")
     draw(tmp_path / ".hidden.png")
