@@ -448,7 +448,8 @@ def _load_torchvision(name, data_dir, train):
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         data = kind(data_dir, train=train, download=True)
-        images, labels = torch.as_tensor(data.data), torch.as_tensor(data.targets)
+        images = torch.as_tensor(data.data)
+        labels = torch.as_tensor(data.targets)
         if len(images) != len(labels):
             raise ValueError("the number of labels is not the number of images")
     except TORCHVISION_ERRORS as error:

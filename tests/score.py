@@ -1,7 +1,7 @@
 """How good are the samples of a checkpoint? One table, each figure beside that of real images.
 
     python tests/score.py runs/dcgan/checkpoint.pt
-    python tests/score.py runs/dcgan/checkpoint.pt --dataset ../shared/cifar10    # other images
+    python tests/score.py runs/dcgan/checkpoint.pt --dataset path/to/images    # other images
 
 A classifier is trained once on the training set and kept in --cache. In its 128 features:
     Frechet distance   between the Gaussians of the samples and of the test set
