@@ -10,7 +10,7 @@ other layers are private: they decide how it looks in their domain. G ascends E_
 in the parent. At a draw loss_D is 4 log 2 = 2.77.
 
     python cogan.py                       # MNIST, or drawn digits when offline: digits and edges
-    python cogan.py --domain rotate       # digits and digits turned by 90 degrees (not measured yet)
+    python cogan.py --domain rotate       # and digits turned by 90 degrees (not yet measured)
     python cogan.py --shared_g 0          # the control: the generators share only z
 
 The column agree is the share of pixels on which x2 agrees with x1 transformed into domain 2.
