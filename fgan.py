@@ -36,6 +36,7 @@ Departures from the paper:
     G draws the samples: both make the samples better.
 """
 import copy
+import functools
 import itertools
 import math
 import os
@@ -281,9 +282,8 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
 
 
 @torch.no_grad()
-def update_average(G_avg, G, steps_done):
-    """Average G over about the last tenth of its steps, at most over the last 500."""
-    share = max(10 / (steps_done + 10), 1 / 500)
+def update_average(G_avg, G, share):
+    """Move the running average of G towards G by this share of the way."""
     for average, current in zip(G_avg.state_dict().values(), G.state_dict().values()):
         if average.is_floating_point():  # not batch normalisation's count of batches
             average.lerp_(current, share)
@@ -409,10 +409,10 @@ def restore(saved, state, data, args):
     for name, value in state["G"].config.items():
         if saved["config_G"][name] != value:
             raise UserError(f"{args.resume} has {name} {saved['config_G'][name]}, not {value}.")
+    for name in ("opt_G", "opt_D"):  # their options, which may be new, are those of this run
+        saved[name]["param_groups"] = state[name].state_dict()["param_groups"]
     for name, part in state.items():
         part.load_state_dict(saved[name])
-    for name in ("opt_G", "opt_D"):
-        state[name].param_groups[0]["betas"] = (args.b1, args.b2)  # which may be new
     torch.set_rng_state(saved["rng"])
     torch.cuda.set_rng_state_all(saved["rng_cuda"][: torch.cuda.device_count()])
 
@@ -447,6 +447,54 @@ def show_live(line):
         print(line[:columns].ljust(columns), end="\r", flush=True)
 
 
+def full_step(state, args, x, y, lr_g, lr_d, share):
+    """Do a train_step at these learning rates, then average G; return what train_step does."""
+    G, D, opt_G, opt_D, G_avg = state.values()
+    opt_G.param_groups[0]["lr"] = lr_g
+    opt_D.param_groups[0]["lr"] = lr_d
+    # no cache: it would keep the bfloat16 copy of D's weights from before its update
+    with torch.autocast(x.device.type, torch.bfloat16, args.bf16, cache_enabled=False):
+        values = train_step(G, D, opt_G, opt_D, x, y, args)
+    update_average(G_avg, G, share)
+    return values
+
+
+def cuda_graph(step, optimizers):
+    """Return a function that does what step does, but whose GPU doesn't wait for Python.
+
+    A step is some hundreds of small kernels, and Python needs longer to launch most of them than
+    the GPU to run them. So the kernels of the fourth call are recorded as a CUDA graph, which this
+    and every later call replay at once, on their own arguments; the first three warm up. step must
+    do the same at every call and must not wait for the GPU, as .item() does. A call overwrites the
+    tensors that the call before has returned.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    inputs, outputs, n_calls = [], {}, 0
+
+    def call(*arguments):
+        nonlocal inputs, outputs, n_calls
+        n_calls += 1
+        if n_calls == 1:
+            inputs = [torch.as_tensor(argument, device="cuda").clone() for argument in arguments]
+        for tensor, argument in zip(inputs, arguments):
+            tensor[...] = argument
+        if n_calls <= 3:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                outputs = step(*inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            return outputs
+        if n_calls == 4:
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["capturable"] = True
+            with torch.cuda.graph(graph):
+                outputs = step(*inputs)
+        graph.replay()
+        return outputs
+
+    return call
+
+
 def train(args, saved=None):
     """Train to args.n_epochs, from the start or from a checkpoint, and leave the run's files."""
     device = get_device(args.cuda)
@@ -476,16 +524,15 @@ def train(args, saved=None):
     step = first_step = saved_step = progress["steps_done"]
     epochs = range(progress["epochs_done"] + 1, args.n_epochs + 1)
     n_steps = step + len(epochs) * (len(data.images) // args.batch_size)
+    one_step = functools.partial(full_step, state, args)
+    if device.type == "cuda":
+        one_step = cuda_graph(one_step, (opt_G, opt_D))
     start = time.perf_counter()
     for epoch in epochs:
         for x, y in batches(data, args.batch_size):
             decay = min(1, 2 * (1 - step / n_steps))  # 1 for half of the run, then linearly to 0
-            opt_G.param_groups[0]["lr"] = decay * args.lr_g
-            opt_D.param_groups[0]["lr"] = decay * args.lr_d
-            # no cache: it would keep the bfloat16 copy of D's weights from before its update
-            with torch.autocast(device.type, torch.bfloat16, args.bf16, cache_enabled=False):
-                values = train_step(G, D, opt_G, opt_D, x, y, args)
-            update_average(G_avg, G, step)
+            share = max(10 / (step + 10), 1 / 500)  # about the last tenth, at most 500 steps
+            values = one_step(x, y, decay * args.lr_g, decay * args.lr_d, share)
             total = total + torch.stack(list(values.values()))
             n_summed += 1
             step += 1

@@ -1,7 +1,7 @@
 """How fast are the scripts, and what does the usual loop cost? Steps per second on MNIST.
 
     python tests/speed.py                  # every script, and a DCGAN trained the usual way
-    python tests/speed.py --cuda           # every script on a GPU, and how long its kernels run
+    python tests/speed.py --cuda           # every script on a GPU, with and without a CUDA graph
     python tests/speed.py --bf16           # dcgan.py in float32 and bfloat16, at three image sizes
     python tests/speed.py --distance 5     # dcgan.py and the usual way, to a Frechet distance of 5
 
@@ -11,6 +11,7 @@ are scored with D's gradients kept.
 """
 import argparse
 import copy
+import functools
 import importlib
 import sys
 import time
@@ -30,11 +31,11 @@ SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64)]  # of the images for --bf16
 ROUNDS = 4  # of which --bf16 takes the fastest
 
 
-def ours(name, options, device="cpu", data=None):
+def ours(name, options, device="cpu", data=None, graph=True):
     """Run the loop of a script's train, without its files and falling learning rates.
 
-    data takes the place of the dataset that the options name. Yields the average of G before the
-    first step and after every step.
+    data takes the place of the dataset that the options name. Without graph, a GPU's kernels are
+    launched one by one. Yields the average of G before the first step and after every step.
     """
     module = importlib.import_module(name)
     args = module.parse_args(options)
@@ -47,14 +48,16 @@ def ours(name, options, device="cpu", data=None):
     opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
     opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
     G_avg = copy.deepcopy(G).eval()
+    state = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "G_avg": G_avg}
+    one_step = functools.partial(module.full_step, state, args)
+    if device == "cuda" and graph:
+        one_step = module.cuda_graph(one_step, (opt_G, opt_D))
     yield G_avg
-    steps_done = 0
+    step = 0
     while True:
         for x, y in batches(data, args.batch_size):
-            with torch.autocast(device, torch.bfloat16, args.bf16, cache_enabled=False):
-                module.train_step(G, D, opt_G, opt_D, x, y, args)
-            module.update_average(G_avg, G, steps_done)
-            steps_done += 1
+            one_step(x, y, args.lr_g, args.lr_d, max(10 / (step + 10), 1 / 500))
+            step += 1
             yield G_avg
 
 
@@ -155,7 +158,7 @@ def plain_steps_per_second(steps, n):
 
 
 def steps_per_second_and_kernels(steps, n):
-    """Time n steps on a CUDA device: steps per second, kernels a step, share of time they run."""
+    """Time n steps on a CUDA device: steps per second, and the share of the time kernels run."""
     for _ in islice(steps, 1 + n):  # data loading and warm-up
         pass
     per_second = plain_steps_per_second(steps, n)
@@ -167,7 +170,7 @@ def steps_per_second_and_kernels(steps, n):
     cuda = torch.autograd.DeviceType.CUDA
     kernels = [event for event in profile.events() if event.device_type == cuda]
     busy = sum(kernel.device_time for kernel in kernels) / 10 * 1e-6  # seconds a step
-    return per_second, len(kernels) / 10, busy * per_second
+    return per_second, busy * per_second
 
 
 def compare_bf16(device, n):
@@ -214,8 +217,12 @@ def seconds_to(distance, steps, data_dir, every, limit, n=10000):
 
 def compare_scripts(names, options, steps, device):
     """Print the speed of each script on MNIST, and what takes the time."""
-    last = "kernels a step, which run" if device == "cuda" else "outside networks and optimizers"
-    print(f"{'':16} {'steps/s':>8} {'s/epoch':>8}   {last}")
+    if device == "cuda":
+        print("steps/s and s/epoch with a CUDA graph, and the share of the time that kernels run;")
+        print("then steps/s and that share where Python launches every kernel")
+        print(f"{'':16} {'steps/s':>8} {'s/epoch':>8} {'kernels':>8} {'steps/s':>8} {'kernels':>8}")
+    else:
+        print(f"{'':16} {'steps/s':>8} {'s/epoch':>8}   outside networks and optimizers")
     for name in names:
         batch_size = 64
         if name == USUAL:
@@ -225,12 +232,14 @@ def compare_scripts(names, options, steps, device):
             loop = ours(name, options, device)
         per_epoch = (30000 if name == "cogan" else 60000) // batch_size
         if device == "cuda":
-            speed, kernels, busy = steps_per_second_and_kernels(loop, steps)
-            what = f"{kernels:.0f}, {busy:.0%} of the time"
+            speed, busy = steps_per_second_and_kernels(loop, steps)
+            eager = ours(name, options, device, graph=False)
+            eager_speed, eager_busy = steps_per_second_and_kernels(eager, steps)
+            what = f"{busy:8.0%} {eager_speed:8.1f} {eager_busy:8.0%}"
         else:
             speed, outside = steps_per_second(loop, steps)
-            what = f"{outside:.0%}"
-        print(f"{name:16} {speed:8.1f} {per_epoch / speed:8.0f}   {what}", flush=True)
+            what = f"  {outside:.0%}"
+        print(f"{name:16} {speed:8.1f} {per_epoch / speed:8.1f} {what}", flush=True)
 
 
 def run(options):

@@ -40,8 +40,8 @@ FAMILY = {
 }  # fmt: skip
 SAME_EVERYWHERE = [
     "SCRIPT", "update_average", "check_finite", "new_folder", "save_checkpoint", "load_checkpoint",
-    "restore", "load_generator", "save_losses", "show_live", "train", "is_out_of_memory", "stop",
-    "main", "guard",
+    "restore", "load_generator", "save_losses", "show_live", "full_step", "cuda_graph", "train",
+    "is_out_of_memory", "stop", "main", "guard",
 ]  # fmt: skip
 
 

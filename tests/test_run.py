@@ -238,16 +238,29 @@ def test_a_resumed_run_takes_the_betas_that_are_given(finished, tmp_path):
         assert checkpoint[name]["param_groups"][0]["betas"] == (0.1, 0.999), name
 
 
-@pytest.mark.parametrize("n, share", [(0, 1), (10, 1 / 2), (90, 1 / 10), (4990, 1 / 500),
-                                      (100_000, 1 / 500)])  # fmt: skip
-def test_the_average_spans_a_tenth_of_the_steps_and_at_most_500(n, share):
+def test_the_average_moves_by_its_share_of_the_way():
     average, G = networks(dcgan)[0], networks(dcgan, seed=1)[0]
     before = {name: value.clone() for name, value in average.state_dict().items()}
-    dcgan.update_average(average, G, n)
+    dcgan.update_average(average, G, 0.3)
     for name, value in average.state_dict().items():
         if value.is_floating_point():
-            expected = (1 - share) * before[name] + share * G.state_dict()[name]
+            expected = 0.7 * before[name] + 0.3 * G.state_dict()[name]
             assert torch.allclose(value, expected, atol=1e-6), name
+
+
+@pytest.mark.parametrize("steps_done", [0, 90, 4985, 100_000])
+def test_the_average_spans_a_tenth_of_the_steps_and_at_most_500(
+    finished, tmp_path, monkeypatch, steps_done
+):
+    shares = []
+    monkeypatch.setattr(dcgan, "update_average", lambda G_avg, G, share: shares.append(share))
+    path = tmp_path / "edited.pt"
+    torch.save(checkpoint_of(finished("dcgan")) | {"steps_done": steps_done}, path)
+    options = ["--n_epochs", "5", "--out_dir", str(tmp_path / "run")]
+    dcgan.main(["--resume", str(path), *options])
+    steps = torch.arange(steps_done, steps_done + len(shares))
+    assert len(shares) >= 4
+    assert shares == pytest.approx((10 / (steps + 10)).clamp(min=1 / 500).tolist())
 
 
 def test_weights_and_running_statistics_of_g_are_averaged_over_the_run(
