@@ -273,7 +273,7 @@ def real_images(data, args):
 def sample(G, D, args):
     """Draw a row for each class, with the same ten z in each, as save_grid's arguments.
 
-    Each image is captioned with the index of the class that D sees in it.
+    Each image is captioned with the class that D sees in it, by the start of its name.
     """
     device = next(G.parameters()).device
     z = torch.randn(10, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
@@ -287,7 +287,7 @@ def sample(G, D, args):
         "n_columns": 10,
         "title": f"above each image: the class that D sees {title}",
         "rows": [G.classes[k] for k in classes],
-        "captions": [str(k) for k in seen],
+        "captions": [G.classes[k][:10] for k in seen],
     }
 
 

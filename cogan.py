@@ -53,6 +53,11 @@ TRANSFORMS = {
     "negative": lambda x: -x,
     "rotate": lambda x: x.rot90(1, (2, 3)),
 }
+# what a domain needs other than edge and negative, the defaults of the options
+DEFAULTS = {
+    "rotate": {"layers": "dense", "latent_dim": 20, "batch_size": 512, "n_epochs": 60},
+    "mnistm": {"batch_size": 128, "n_epochs": 50},
+}
 
 
 def parse_args(argv=None, saved=None):
@@ -90,16 +95,16 @@ def parse_args(argv=None, saved=None):
     add("--bf16", action="store_true",
         help="compute in bfloat16: faster on some machines (see tests/speed.py --bf16)")
     add("--domain", choices=[*TRANSFORMS, "mnistm"], default="edge",
-        help="how domain 2 differs from domain 1")
+        help="how domain 2 differs from domain 1; some domains have other defaults: see DEFAULTS")
     add("--photos", metavar="FOLDER",
         help="mnistm: photographs to cut patches from (None: drawn clouds)")
-    add("--layers", choices=["conv", "dense"],
-        help="kind of the networks (None: dense for rotate, else conv)")
+    add("--layers", choices=["conv", "dense"], default="conv", help="kind of the networks")
     add("--shared_g", type=int, help="first layers that g1 and g2 share (None: all but the last)")
     add("--shared_d", type=int, help="last layers that f1 and f2 share (None: all but the first)")
-    args = parser.parse_args(argv, Namespace(**(saved or {})))
-    if args.layers is None:
-        args.layers = "dense" if args.domain == "rotate" else "conv"
+    given = Namespace(**(saved or {}))
+    domain = parser.parse_args(argv, copy.copy(given)).domain
+    parser.set_defaults(**DEFAULTS.get(domain, {}))
+    args = parser.parse_args(argv, given)
     for name in ("domain", "seed", "layers", "shared_g", "shared_d"):
         if saved and getattr(args, name) != saved[name]:
             raise UserError(f"--{name} can't change when a run is resumed.")
