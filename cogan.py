@@ -10,11 +10,16 @@ other layers are private: they decide how it looks in their domain. G ascends E_
 in the parent. At a draw loss_D is 4 log 2 = 2.77.
 
     python cogan.py                       # MNIST, or drawn digits when offline: digits and edges
-    python cogan.py --domain rotate       # and digits turned by 90 degrees (not yet measured)
+    python cogan.py --domain negative     # digits and their negatives
+    python cogan.py --domain rotate       # digits and digits turned by 90 degrees
+    python cogan.py --domain mnistm       # digits and digits in colour
     python cogan.py --shared_g 0          # the control: the generators share only z
 
 The column agree is the share of pixels on which x2 agrees with x1 transformed into domain 2.
-Compare it with shuffled, which takes x1 of another z.
+Compare it with shuffled, which takes x1 of another z. On MNIST, with seeds 0, 1 and 2, x1 and x2
+are the same digit in 92 to 93% of the pairs of edge, 96 to 97% of negative, 75 to 89% of mnistm on
+photographs, and 93, 26 and 24% of rotate (without shared layers: 10%). Rotate is a gamble, which
+the first 2,000 steps decide: if agree is not well above shuffled by then, take another --seed.
 
 Parent: dcgan.py. `diff dcgan.py cogan.py` shows what the paper adds: a twin for each network.
 
@@ -22,9 +27,9 @@ Departures from the paper:
  1. The networks, z, the optimisation and the averaging are those of dcgan.py, except that G ends in
     --width feature maps of the image's size, which two private convolutions make an image. (The
     authors' G has one convolution of 6x6 there, and PReLU; their D has 5x5 convolutions with max
-    pooling.)
+    pooling. They train with batches of 128.)
  2. A private convolution can't turn what the shared layers have laid out, so --domain rotate has
-    dense layers in G and in D.
+    dense layers in G and in D, and a z of 20.
  3. mnistm is not in the paper: MNIST-M (Ganin et al. 2016), whose images are the absolute
     differences of digits and patches of photographs or, without --photos, of drawn clouds.
  4. The paper does not say when pixels agree; here, if both are lighter or both darker than grey.
@@ -55,7 +60,7 @@ TRANSFORMS = {
 }
 # what a domain needs other than edge and negative, the defaults of the options
 DEFAULTS = {
-    "rotate": {"layers": "dense", "latent_dim": 20, "batch_size": 512, "n_epochs": 60},
+    "rotate": {"layers": "dense", "latent_dim": 20, "batch_size": 128, "n_epochs": 40},
     "mnistm": {"batch_size": 128, "n_epochs": 50},
 }
 
