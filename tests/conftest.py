@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-if "TEST_CUDA" not in os.environ:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # all tests but those of test_cuda.py are about the CPU
+if "TEST_CUDA" not in os.environ:  # then the tests are about the CPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    collect_ignore = ["test_cuda.py"]
 os.environ["OMP_NUM_THREADS"] = "1"  # pytest.ini starts two processes; what they start inherits it
 torch.set_num_threads(1)
 

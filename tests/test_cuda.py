@@ -1,6 +1,6 @@
 """The CUDA graph of a training step, against the same steps launched one by one.
 
-They need a GPU, and are skipped without one:  TEST_CUDA=1 pytest -n 0 tests/test_cuda.py
+They need a GPU, and are left out of pytest tests:  TEST_CUDA=1 pytest -n 0 tests/test_cuda.py
 """
 import copy
 import csv
@@ -10,8 +10,6 @@ import importlib
 import pytest
 import torch
 from conftest import SCRIPTS, batch, networks
-
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 N_STEPS = 200
 # the options of a script's further ways through train_step
@@ -29,6 +27,7 @@ VARIANTS = [
 @pytest.fixture(autouse=True)
 def deterministic():
     """Let a kernel give the same bytes for the same input, as far as cuDNN has such kernels."""
+    assert torch.cuda.is_available(), "these tests need a GPU, and TEST_CUDA=1"
     torch.backends.cudnn.deterministic = True
     yield
     torch.backends.cudnn.deterministic = False
