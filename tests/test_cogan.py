@@ -326,6 +326,15 @@ def test_a_run_of_grey_images_and_colour_patches(tmp_path, run_options):
     assert x1.shape == (2, 1, 8, 8) and x2.shape == (2, 3, 8, 8)
 
 
+def test_the_defaults_of_a_domain_yield_to_options_that_are_given_and_to_those_of_the_run():
+    defaults = cogan.DEFAULTS["rotate"]
+    args = cogan.parse_args(["--domain", "rotate", "--n_epochs", "3"])
+    assert vars(args) | {"n_epochs": defaults["n_epochs"]} == vars(args) | defaults
+    assert args.n_epochs == 3
+    resumed = cogan.parse_args(["--batch_size", "9"], vars(args))
+    assert vars(resumed) == vars(args) | {"batch_size": 9}
+
+
 def test_rotate_has_dense_networks_and_the_others_convolutions():
     for domain in DOMAINS:
         G, D, *_ = networks(cogan, options=["--domain", domain])
