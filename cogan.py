@@ -4,35 +4,38 @@ Liu and Tuzel 2016, arXiv:1606.07536. Generators g1 and g2 draw a pair from one 
 and f2 judge one domain each. With s the raw score of a discriminator and f = sigmoid(s), they play
     min_g max_f E_x1[log f1(x1)] + E_z[log(1 - f1(g1(z)))]
               + E_x2[log f2(x2)] + E_z[log(1 - f2(g2(z)))]
-(section 3, where the value is negated, and min and max swapped), while the first layers of g1 and
-g2, which decide what is drawn, are the same layers, and so are the last layers of f1 and f2. The
-other layers are private: they decide how it looks in their domain. G ascends E_z[log f(g(z))], as
-in the parent. At a draw loss_D is 4 log 2 = 2.77.
+(section 3, with the opposite sign, so that min and max change places). The first layers of g1 and
+g2, which decide what is drawn, are the same layers; so are the last layers of f1 and f2. The others
+are private; those of g1 and g2 decide how the same thing looks in each domain. G ascends
+E_z[log f(g(z))], as in the parent. If D can't tell real from generated, loss_D is 4 log 2 = 2.77.
 
     python cogan.py                       # MNIST, or drawn digits when offline: digits and edges
     python cogan.py --domain negative     # digits and their negatives
     python cogan.py --domain rotate       # digits and digits turned by 90 degrees
-    python cogan.py --domain mnistm       # digits and digits in colour
+    python cogan.py --domain mnistm       # digits and digits in colour (--photos: on photographs)
     python cogan.py --shared_g 0          # the control: the generators share only z
 
 The column agree is the share of pixels on which x2 agrees with x1 transformed into domain 2.
-Compare it with shuffled, which takes x1 of another z. On MNIST, with seeds 0, 1 and 2, x1 and x2
-are the same digit in 92 to 93% of the pairs of edge, 96 to 97% of negative, 75 to 89% of mnistm on
-photographs, and 93, 26 and 24% of rotate (without shared layers: 10%). Rotate is a gamble, which
-the first 2,000 steps decide: if agree is not well above shuffled by then, take another --seed.
+Compare it with shuffled, which takes x1 of another z. On MNIST, with seeds 0, 1 and 2, two
+classifiers (tests/score.py) see the same digit in x1 and x2 in 92 to 93% of the pairs for edge, 96
+to 97% for negative, 75 to 89% for mnistm with photographs, and 93, 26 and 24% for rotate (with
+--shared_g 0: 9% for edge, 10% for rotate). Whether rotate succeeds depends on the seed, and the
+first 2,000 steps decide it: if agree is not well above shuffled by then, take another --seed.
 
-Parent: dcgan.py. `diff dcgan.py cogan.py` shows what the paper adds: a twin for each network.
+Parent: dcgan.py. `diff dcgan.py cogan.py` shows what the paper adds: a twin for each network, and
+two domains for them.
 
 Departures from the paper:
- 1. The networks, z, the optimisation and the averaging are those of dcgan.py, except that G ends in
-    --width feature maps of the image's size, which two private convolutions make an image. (The
-    authors' G has one convolution of 6x6 there, and PReLU; their D has 5x5 convolutions with max
-    pooling. They train with batches of 128.)
+ 1. The networks, z, the optimisation and the averaging are those of dcgan.py (rotate: see 2), but G
+    ends in --width feature maps of the image's size, which two private convolutions turn into an
+    image. (The authors' G has one convolution of 6x6 there, and PReLU; their D has 5x5 convolutions
+    with max pooling. They train with batches of 128, as mnistm and rotate do here.)
  2. A private convolution can't turn what the shared layers have laid out, so --domain rotate has
     dense layers in G and in D, and a z of 20.
  3. mnistm is not in the paper: MNIST-M (Ganin et al. 2016), whose images are the absolute
     differences of digits and patches of photographs or, without --photos, of drawn clouds.
  4. The paper does not say when pixels agree; here, if both are lighter or both darker than grey.
+    The column is of training batches; tests/score.py measures the averaged G.
 """
 import copy
 import functools
@@ -52,13 +55,13 @@ from torch import nn
 from common import UserError, batches, get_device, load_data, load_patches, save_grid
 
 SCRIPT = Path(__file__).stem
-# domain 2 of images x (N, C, H, H) in [-1, 1]; mnistm needs random patches, too: see second_domain
+# domain 2 of images x (N, C, H, H) in [-1, 1]; mnistm also needs patches: see second_domain
 TRANSFORMS = {
     "edge": lambda x: nn.functional.max_pool2d(x, 3, 1, 1) - x - 1,  # 3x3 dilation minus image
     "negative": lambda x: -x,
     "rotate": lambda x: x.rot90(1, (2, 3)),
 }
-# what a domain needs other than edge and negative, the defaults of the options
+# the options whose defaults a domain replaces; edge and negative keep those of parse_args
 DEFAULTS = {
     "rotate": {"layers": "dense", "latent_dim": 20, "batch_size": 128, "n_epochs": 40},
     "mnistm": {"batch_size": 128, "n_epochs": 50},
@@ -72,6 +75,10 @@ def parse_args(argv=None, saved=None):
         usage="%(prog)s [options]",
         description="Train a CoGAN.",
         formatter_class=ArgumentDefaultsHelpFormatter,
+    )
+    other_defaults = "; ".join(
+        f"{domain}: " + " ".join(f"--{name} {value}" for name, value in defaults.items())
+        for domain, defaults in DEFAULTS.items()
     )
     add = parser.add_argument
     add("--n_epochs", type=int, default=20, help="passes over the data")
@@ -100,19 +107,22 @@ def parse_args(argv=None, saved=None):
     add("--bf16", action="store_true",
         help="compute in bfloat16: faster on some machines (see tests/speed.py --bf16)")
     add("--domain", choices=[*TRANSFORMS, "mnistm"], default="edge",
-        help="how domain 2 differs from domain 1; some domains have other defaults: see DEFAULTS")
+        help=f"how domain 2 differs from domain 1; with other defaults: {other_defaults}")
     add("--photos", metavar="FOLDER",
         help="mnistm: photographs to cut patches from (None: drawn clouds)")
-    add("--layers", choices=["conv", "dense"], default="conv", help="kind of the networks")
-    add("--shared_g", type=int, help="first layers that g1 and g2 share (None: all but the last)")
-    add("--shared_d", type=int, help="last layers that f1 and f2 share (None: all but the first)")
+    add("--layers", choices=["conv", "dense"], default="conv",
+        help="kind of layers; dense ignores --width")
+    add("--shared_g", type=int, help="how many first layers g1 and g2 share (None: all but one)")
+    add("--shared_d", type=int, help="how many last layers f1 and f2 share (None: all but one)")
     given = Namespace(**(saved or {}))
     domain = parser.parse_args(argv, copy.copy(given)).domain
     parser.set_defaults(**DEFAULTS.get(domain, {}))
     args = parser.parse_args(argv, given)
-    for name in ("domain", "seed", "layers", "shared_g", "shared_d"):
+    for name in ("domain", "seed", "layers", "shared_g", "shared_d"):  # the seed chose the halves
         if saved and getattr(args, name) != saved[name]:
             raise UserError(f"--{name} can't change when a run is resumed.")
+    if saved and (args.photos is None) != (saved["photos"] is None):  # the folder may have moved
+        raise UserError("--photos can't be added when a run is resumed.")
     return args
 
 
@@ -165,7 +175,7 @@ def generator_layers(latent_dim, img_shape, width, kind):
             nn.ReLU(),
         )
     ]
-    maps[0] = (width, img_shape[-1])  # of the image's size, for the last layer to make the image
+    maps[0] = (width, img_shape[-1])  # as large as the image, into which the last layer turns them
     for (n_in, _), (n_out, side) in itertools.pairwise(reversed(maps)):  # 7 -> 14 -> 28
         layers += [
             nn.Sequential(
@@ -310,8 +320,9 @@ def agreement(x1, x2, args):
 def train_step(G, D, opt_G, opt_D, x, y, args):
     """Update f1 and f2, then g1 and g2, on x (N, C1 + C2, H, H): unpaired images of both domains.
 
-    Returns the losses, the mean raw scores of each domain and how far x2 agrees with x1 in domain 2
-    and, shuffled, with x1 of another z by name, as detached scalars on the device.
+    Returns by name, as detached scalars on the device: the losses, each summed over both domains;
+    the mean raw scores of domain 1 (s) and 2 (s2); and, except for mnistm, agree and shuffled, how
+    far x2 agrees with x1, and with the x1 of another z.
     """
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     fake1, fake2 = G(z)
@@ -353,14 +364,14 @@ def update_average(G_avg, G, share):
 
 
 def real_images(data, args):
-    """Lay out 32 images of each domain, which are no pairs, as save_grid's arguments."""
+    """Lay out 32 unpaired images of each domain as save_grid's arguments."""
     index = torch.linspace(0, len(data.images) - 1, 32).long()  # a small set repeats
     x1, x2 = split_domains(data.images[index] / 127.5 - 1, args)
     return rows_of_two(x1, x2) | {"title": "unpaired images of both domains"}
 
 
 def rows_of_two(x1, x2):
-    """Lay out x1 (32, C1, H, H) above x2 (32, C2, H, H), 16 in a row, as save_grid's arguments."""
+    """Lay out x1 (32, C1, H, H) above x2 (32, C2, H, H), 16 to a row, as save_grid's arguments."""
     n_channels = max(x1.shape[1], x2.shape[1])
     rows = []
     for half in (slice(0, 16), slice(16, 32)):
@@ -386,10 +397,10 @@ def second_domain(images, args):
 
 
 def build(args, device):
-    """Load the data, transform a half of it into domain 2, and make G and D for both image shapes.
+    """Load the data, transform half of it into domain 2, and make G and D for both image shapes.
 
     The halves are disjoint: no image appears in both domains. Both lie side by side in the channels
-    of data.images, at random and for the whole run; nothing uses which images meet.
+    of data.images, at random and for the whole run; which images meet does not matter.
     """
 
     def check(n_images, classes):  # load_data calls it before it decodes the images of a folder
@@ -541,7 +552,7 @@ def show_live(line):
 
 
 def full_step(state, args, x, y, lr_g, lr_d, share):
-    """Do a train_step at these learning rates, then average G; return what train_step does."""
+    """Do a train_step at these learning rates, move G_avg by share; return the step's values."""
     G, D, opt_G, opt_D, G_avg = state.values()
     opt_G.param_groups[0]["lr"] = lr_g
     opt_D.param_groups[0]["lr"] = lr_d
@@ -553,13 +564,14 @@ def full_step(state, args, x, y, lr_g, lr_d, share):
 
 
 def cuda_graph(step, optimizers):
-    """Return a function that does what step does, but whose GPU doesn't wait for Python.
+    """Return a function that does what step does, on a GPU that does not wait for Python.
 
-    A step is some hundreds of small kernels, and Python needs longer to launch most of them than
-    the GPU to run them. So the kernels of the fourth call are recorded as a CUDA graph, which this
-    and every later call replay at once, on their own arguments; the first three warm up. step must
-    do the same at every call and must not wait for the GPU, as .item() does. A call overwrites the
-    tensors that the call before has returned.
+    A step is a few hundred small kernels, most of which take longer to launch than to run. So the
+    fourth call records them as a CUDA graph, which it and every later call replay as one, on their
+    own arguments. The first three run step as it is: what it makes only once, such as Adam's
+    moments, must not be replayed. step must launch the same kernels on the same shapes at every
+    call, and must not wait for the GPU, as .item() does. A call overwrites the tensors that the
+    previous call returned.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     inputs, outputs, n_calls = [], {}, 0
@@ -567,7 +579,7 @@ def cuda_graph(step, optimizers):
     def call(*arguments):
         nonlocal inputs, outputs, n_calls
         n_calls += 1
-        if n_calls == 1:
+        if n_calls == 1:  # as_tensor alone would return x and y themselves
             inputs = [torch.as_tensor(argument, device="cuda").clone() for argument in arguments]
         for tensor, argument in zip(inputs, arguments):
             tensor[...] = argument
@@ -579,10 +591,10 @@ def cuda_graph(step, optimizers):
             return outputs
         if n_calls == 4:
             for optimizer in optimizers:
-                optimizer.param_groups[0]["capturable"] = True
+                optimizer.param_groups[0]["capturable"] = True  # Adam's leave to be recorded
             with torch.cuda.graph(graph):
                 outputs = step(*inputs)
-        graph.replay()
+        graph.replay()  # the recording has run nothing
         return outputs
 
     return call
@@ -629,13 +641,15 @@ def train(args, saved=None):
             total = total + torch.stack(list(values.values()))
             n_summed += 1
             step += 1
+            is_due = step % args.sample_interval == 0 or step == n_steps
+            if is_due:
+                means = (total / n_summed).tolist()  # waits for a GPU; else only a new epoch does
             speed = (step - first_step) / (time.perf_counter() - start)
             line = f"epoch {epoch:2}  step {step:6}/{n_steps}  {speed:5.1f} steps/s"
             line += f"  {(n_steps - step) / speed:5.0f} s left"
-            if step % args.sample_interval and step < n_steps:
+            if not is_due:
                 show_live(line)
                 continue
-            means = (total / n_summed).tolist()  # between two such lines, nothing waits for a GPU
             total = torch.zeros_like(total)
             n_summed = 0
             numbers = [f"{name} {mean:7.3f}" for name, mean in zip(values, means)]

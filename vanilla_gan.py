@@ -324,7 +324,7 @@ def show_live(line):
 
 
 def full_step(state, args, x, y, lr_g, lr_d, share):
-    """Do a train_step at these learning rates, then average G; return what train_step does."""
+    """Do a train_step at these learning rates, move G_avg by share; return the step's values."""
     G, D, opt_G, opt_D, G_avg = state.values()
     opt_G.param_groups[0]["lr"] = lr_g
     opt_D.param_groups[0]["lr"] = lr_d
@@ -336,13 +336,14 @@ def full_step(state, args, x, y, lr_g, lr_d, share):
 
 
 def cuda_graph(step, optimizers):
-    """Return a function that does what step does, but whose GPU doesn't wait for Python.
+    """Return a function that does what step does, on a GPU that does not wait for Python.
 
-    A step is some hundreds of small kernels, and Python needs longer to launch most of them than
-    the GPU to run them. So the kernels of the fourth call are recorded as a CUDA graph, which this
-    and every later call replay at once, on their own arguments; the first three warm up. step must
-    do the same at every call and must not wait for the GPU, as .item() does. A call overwrites the
-    tensors that the call before has returned.
+    A step is a few hundred small kernels, most of which take longer to launch than to run. So the
+    fourth call records them as a CUDA graph, which it and every later call replay as one, on their
+    own arguments. The first three run step as it is: what it makes only once, such as Adam's
+    moments, must not be replayed. step must launch the same kernels on the same shapes at every
+    call, and must not wait for the GPU, as .item() does. A call overwrites the tensors that the
+    previous call returned.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     inputs, outputs, n_calls = [], {}, 0
@@ -350,7 +351,7 @@ def cuda_graph(step, optimizers):
     def call(*arguments):
         nonlocal inputs, outputs, n_calls
         n_calls += 1
-        if n_calls == 1:
+        if n_calls == 1:  # as_tensor alone would return x and y themselves
             inputs = [torch.as_tensor(argument, device="cuda").clone() for argument in arguments]
         for tensor, argument in zip(inputs, arguments):
             tensor[...] = argument
@@ -362,10 +363,10 @@ def cuda_graph(step, optimizers):
             return outputs
         if n_calls == 4:
             for optimizer in optimizers:
-                optimizer.param_groups[0]["capturable"] = True
+                optimizer.param_groups[0]["capturable"] = True  # Adam's leave to be recorded
             with torch.cuda.graph(graph):
                 outputs = step(*inputs)
-        graph.replay()
+        graph.replay()  # the recording has run nothing
         return outputs
 
     return call
@@ -412,13 +413,15 @@ def train(args, saved=None):
             total = total + torch.stack(list(values.values()))
             n_summed += 1
             step += 1
+            is_due = step % args.sample_interval == 0 or step == n_steps
+            if is_due:
+                means = (total / n_summed).tolist()  # waits for a GPU; else only a new epoch does
             speed = (step - first_step) / (time.perf_counter() - start)
             line = f"epoch {epoch:2}  step {step:6}/{n_steps}  {speed:5.1f} steps/s"
             line += f"  {(n_steps - step) / speed:5.0f} s left"
-            if step % args.sample_interval and step < n_steps:
+            if not is_due:
                 show_live(line)
                 continue
-            means = (total / n_summed).tolist()  # between two such lines, nothing waits for a GPU
             total = torch.zeros_like(total)
             n_summed = 0
             numbers = [f"{name} {mean:7.3f}" for name, mean in zip(values, means)]

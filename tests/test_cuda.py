@@ -1,6 +1,8 @@
 """The CUDA graph of a training step, against the same steps launched one by one.
 
-They need a GPU, and are left out of pytest tests:  TEST_CUDA=1 pytest -n 0 tests/test_cuda.py
+These tests need a GPU and are no part of `pytest tests`:
+
+    TEST_CUDA=1 pytest -n 0 tests/test_cuda.py
 """
 import copy
 import csv
