@@ -368,3 +368,13 @@ def test_an_image_of_a_batch_is_the_two_domains_side_by_side():
     x, _ = batch(cogan)
     G, *_ = networks(cogan)
     assert sum(domain.shape[1] for domain in G(torch.randn(2, G.latent_dim))) == x.shape[1]
+
+
+def test_photographs_cannot_be_added_to_a_run_on_clouds(tmp_path, run_options, monkeypatch, capsys):
+    monkeypatch.setattr(cogan, "load_patches", fake_patches)
+    options = [*run_options, "--domain", "mnistm", "--batch_size", "50", "--n_epochs", "1"]
+    cogan.main([*options, "--out_dir", str(tmp_path / "run")])
+    capsys.readouterr()
+    path = tmp_path / "run" / "checkpoint.pt"
+    sentence = refused(cogan, ["--resume", path, "--photos", tmp_path], capsys)
+    assert "--photos" in sentence
