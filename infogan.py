@@ -454,7 +454,7 @@ def show_live(line):
 
 def full_step(state, args, x, y, lr_g, lr_d, share):
     """Do a train_step at these learning rates, move G_avg by share; return the step's values."""
-    G, D, opt_G, opt_D, G_avg = state.values()
+    G, D, opt_G, opt_D, G_avg = (state[name] for name in ("G", "D", "opt_G", "opt_D", "G_avg"))
     opt_G.param_groups[0]["lr"] = lr_g
     opt_D.param_groups[0]["lr"] = lr_d
     # no cache: it would keep the bfloat16 copy of D's weights from before its update
