@@ -8,6 +8,7 @@ Every error that a user can cause is an OSError or a UserError whose message is 
 """
 import contextlib
 import functools
+import itertools
 import math
 import os
 import socket
@@ -35,6 +36,7 @@ from matplotlib import get_data_path
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from torch import distributed
 from torchvision import datasets
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.datasets.utils import check_integrity
@@ -109,7 +111,7 @@ class Data(NamedTuple):
 
 
 def load_data(
-    dataset="auto", data_dir="data", img_size=None, device="cpu", seed=0, train=True, check=None
+    dataset="auto", data_dir="data", img_size=None, device="cpu", seed=0, train=True, check=None, labelled=False
 ):
     """Load a whole dataset onto the device and print one line that describes it.
 
@@ -175,16 +177,26 @@ def load_data(
     return data
 
 
-def batches(data, batch_size):
-    """One epoch over the data, shuffled by torch's global generator, without an incomplete batch.
+def batches(data, batch_size, seed=0, step=0):
+    """Batches without end, from that step on: the images in another order in every epoch.
+
+    An epoch has no incomplete batch.
 
     Yields:
         x (batch_size, C, H, W) float32 in [-1, 1] and y (batch_size,) int64, on the data's device.
     """
-    order = torch.randperm(len(data.images)).to(data.images.device)
-    n_batches = len(order) // batch_size
-    for index in order.split(batch_size)[:n_batches]:
-        yield data.images[index] * (2 / 255) - 1, data.labels[index]
+    generator = torch.Generator().manual_seed(seed)
+    n_batches = len(data.images) // batch_size
+    for epoch in itertools.count():
+        order = torch.randperm(len(data.images), generator=generator).to(data.images.device)
+        first = max(0, step - epoch * n_batches)
+        for index in order.split(batch_size)[first:n_batches]:
+            yield data.images[index] * (2 / 255) - 1, data.labels[index]
+
+
+def process_rank():
+    """The number of this process among those that torchrun has started; 0 without torchrun."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def get_device(cuda):

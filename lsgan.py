@@ -20,88 +20,108 @@ Departures from the paper:
  1. The networks, z, the learning rates and the averaging are those of dcgan.py: a comparison
     shows what the losses do. (The paper: deeper networks, a z of 1024 and rates of 1e-3.)
 """
+import contextlib
 import copy
 import functools
+import io
 import itertools
+import json
 import math
 import os
-import shlex
-import shutil
+import signal
 import sys
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from common import UserError, batches, get_device, load_data, save_grid
+from common import UserError, batches, get_device, load_data, process_rank, save_grid
 
-SCRIPT = Path(__file__).stem
+SCRIPT = "lsgan"
+EPOCHS = 20  # of a run for which --n_epochs is not given, unless MIN_STEPS are more
+MIN_STEPS = 10_000
+
+
+def in_range(kind, low, high=2**31):
+    """Make a type for argparse: an int or a float that is at least low and below high."""
+
+    def number(text):
+        value = kind(text)
+        if not low <= value < high:
+            raise ArgumentTypeError(f"must be at least {low} and below {high}, not {text}")
+        return value
+
+    return number
+
+
+def checkpoint_of(path):
+    """Return the path of the checkpoint in a run's folder; that of a checkpoint is its own."""
+    return Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
 
 
 def parse_args(argv=None, saved=None):
     """Parse the command line. An option not given has its value from saved or else its default."""
     parser = ArgumentParser(
-        prog=f"{SCRIPT}.py",
-        usage="%(prog)s [options]",
-        description="Train a least-squares GAN.",
-        formatter_class=ArgumentDefaultsHelpFormatter,
+        prog=f"{SCRIPT}.py", usage="%(prog)s [options]", description="Train a least-squares GAN."
     )
     add = parser.add_argument
-    add("--n_epochs", type=int, default=20, help="passes over the data")
-    add("--batch_size", type=int, default=64, help="images per step")
-    add("--lr_g", type=float, default=4e-4, help="Adam: learning rate of the generator")
-    add("--lr_d", type=float, default=4e-4, help="Adam: learning rate of the discriminator")
-    add("--b1", type=float, default=0.5, help="Adam: decay of the running mean of the gradients")
-    add("--b2", type=float, default=0.999, help="Adam: decay of the running mean of their squares")
-    add("--latent_dim", type=int, default=100, help="dimension of z")
-    add("--width", type=int, default=32, help="channels at half the side; further levels have more")
-    add("--img_size", type=int, help="side of the images (None: the dataset's own)")
+    add("--n_epochs", type=in_range(int, 1),
+        help=f"passes over the data ({EPOCHS}, or as many as {MIN_STEPS:,} steps take)")
+    add("--batch_size", type=in_range(int, 2), default=64, help="images per step (%(default)s)")
+    add("--lr_g", type=in_range(float, 0), default=4e-4, help="learning rate of G (%(default)s)")
+    add("--lr_d", type=in_range(float, 0), default=4e-4, help="learning rate of D (%(default)s)")
+    add("--b1", type=in_range(float, 0, 1), default=0.5, help="Adam's beta_1 (%(default)s)")
+    add("--b2", type=in_range(float, 0, 1), default=0.999, help="Adam's beta_2 (%(default)s)")
+    add("--latent_dim", type=in_range(int, 1), default=100, help="dimension of z (%(default)s)")
+    add("--width", type=in_range(int, 1), default=32, help="channels at half size (%(default)s)")
+    add("--img_size", type=in_range(int, 8), help="side of the images (the dataset's own, or 64)")
     add("--dataset", default="auto",
-        help="auto, mnist, fashion, cifar10, glyphs or a folder of images")
-    add("--data_dir", default="data", help="directory of the downloaded datasets")
-    add("--sample_interval", type=int, default=500,
-        help="steps between printed lines and grids; checkpoints follow at the end of an epoch, at "
-        "least as far apart")
+        help="auto, mnist, fashion, cifar10, glyphs or a folder of images (%(default)s)")
+    add("--data_dir", type=os.path.abspath, default="data",
+        help="directory of the downloaded datasets (%(default)s)")
+    add("--sample_interval", type=in_range(int, 1), default=1000,
+        help="steps between two rows of output, each with a grid and a checkpoint (%(default)s)")
     add("--out_dir",
-        help="folder of the run; -2, -3, ... is appended if it already holds one "
-        "(None: runs/SCRIPT or, with --resume, the folder of the checkpoint)")
-    add("--resume", metavar="CHECKPOINT",
-        help="continue this run with its saved options, except those given here; a larger "
-        "--n_epochs raises the learning rates again")
-    add("--seed", type=int, default=0, help="the same seed gives the same bytes on the same CPU")
-    add("--cuda", action="store_true", help="train on a CUDA device")
-    add("--bf16", action="store_true",
-        help="compute in bfloat16: faster on some machines (see tests/speed.py --bf16)")
-    add("--a", type=float, default=0.0, help="score that D wants for generated images")
-    add("--b", type=float, default=1.0, help="score that D wants for real images")
-    add("--c", type=float, default=1.0, help="score that G wants for its images")
-    return parser.parse_args(argv, Namespace(**(saved or {})))
+        help=f"folder of the run, with -2, -3 ... appended if it is not empty (runs/{SCRIPT}, or "
+        "that of --resume)")
+    add("--resume", type=checkpoint_of, metavar="RUN",
+        help="folder or checkpoint of a run to continue, with its own options except those given "
+        "here; a larger --n_epochs raises the learning rates again")
+    add("--seed", type=in_range(int, 0, 2**32), default=0,
+        help="the same seed, CPU and number of threads give the same bytes (%(default)s)")
+    add("--cuda", action=BooleanOptionalAction, default=False, help="train on a CUDA device")
+    add = parser.add_argument_group("options of the paper").add_argument
+    add("--a", type=in_range(float, -1e9, 1e9), default=0.0,
+        help="score that D wants for generated images (%(default)s)")
+    add("--b", type=in_range(float, -1e9, 1e9), default=1.0,
+        help="score that D wants for real images (%(default)s)")
+    add("--c", type=in_range(float, -1e9, 1e9), default=1.0,
+        help="score that G wants for its images (%(default)s)")
+    parser.set_defaults(folder=None, **(saved or {}))  # folder: see run_folder
+    return parser.parse_args(argv)
 
 
 def architecture(img_shape, width):
     """Return the feature maps of both networks and the units of their dense hidden layer (0: none).
 
     The maps are a list of (channels, side) that starts with the image. Each level halves the side,
-    rounded up, and doubles the channels, up to 8 * width: for (3, 64, 64) and a width of 32
+    rounded down, and doubles the channels, up to 8 * width: for (3, 64, 64) and a width of 32
     [(3, 64), (32, 32), (64, 16), (128, 8), (256, 4)].
     """
     channels, side = img_shape[0], img_shape[-1]
-    # DCGAN's authors have two networks: to 7x7 and then dense for MNIST, to 4x4 for larger images
-    smallest, hidden = (7, 512) if side < 32 else (4, 0)
+    if side < 32:  # the network that DCGAN's authors have for MNIST
+        smallest_side, n_hidden = 7, 512
+    else:  # the one of the paper
+        smallest_side, n_hidden = 4, 0
     maps = [(channels, side)]
     channels = width
-    while side > smallest:
-        side = (side + 1) // 2
+    while side > smallest_side:
+        side //= 2
         maps.append((channels, side))
         channels = min(2 * channels, 8 * width)
-    return maps, hidden
-
-
-def kernel_size(side):
-    """Return the kernel that, at stride 2 and padding 1, halves this side, rounded up."""
-    return 3 if side % 2 else 4
+    return maps, n_hidden
 
 
 class Generator(nn.Module):
@@ -111,31 +131,19 @@ class Generator(nn.Module):
         super().__init__()
         self.latent_dim = latent_dim
         self.config = {"latent_dim": latent_dim, "img_shape": img_shape, "width": width}
-        maps, hidden = architecture(img_shape, width)
+        maps, n_hidden = architecture(img_shape, width)
         n_features = latent_dim
         layers = []
-        if hidden:
-            layers += [nn.Linear(n_features, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
-            n_features = hidden
-        channels, side = maps[-1]
-        layers += [
-            nn.Linear(n_features, channels * side * side),
-            nn.Unflatten(1, (channels, side, side)),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-        ]
-        for (n_in, _), (n_out, side_out) in itertools.pairwise(reversed(maps[1:])):  # 7 -> 14
-            layers += [
-                nn.ConvTranspose2d(n_in, n_out, kernel_size(side_out), stride=2, padding=1),
-                nn.BatchNorm2d(n_out),
-                nn.ReLU(),
-            ]
-        kernel = kernel_size(img_shape[-1])
-        layers += [
-            nn.ConvTranspose2d(width, img_shape[0], kernel, stride=2, padding=1),  # 14 -> 28
-            nn.Tanh(),
-        ]
-        self.layers = nn.Sequential(*layers)
+        if n_hidden:
+            layers += [nn.Linear(n_features, n_hidden), nn.BatchNorm1d(n_hidden), nn.ReLU()]
+            n_features = n_hidden
+        n_in, side = maps[-1]
+        layers += [nn.Linear(n_features, n_in * side * side), nn.Unflatten(1, (n_in, side, side))]
+        for n_out, side in reversed(maps[:-1]):  # 7 -> 14 -> 28; an odd side needs one row more
+            layers += [nn.BatchNorm2d(n_in), nn.ReLU()]
+            layers += [nn.ConvTranspose2d(n_in, n_out, 4, 2, padding=1, output_padding=side % 2)]
+            n_in = n_out
+        self.layers = nn.Sequential(*layers, nn.Tanh())
 
     def forward(self, z):
         return self.layers(z)
@@ -146,31 +154,24 @@ class Discriminator(nn.Module):
 
     def __init__(self, img_shape, width):
         super().__init__()
-        maps, hidden = architecture(img_shape, width)
-        kernel = kernel_size(img_shape[-1])
-        layers = [
-            nn.Conv2d(img_shape[0], width, kernel, stride=2, padding=1),  # 28 -> 14
-            nn.LeakyReLU(0.2),
-        ]
-        for (n_in, side_in), (n_out, _) in itertools.pairwise(maps[1:]):  # 14 -> 7
-            layers += [
-                nn.Conv2d(n_in, n_out, kernel_size(side_in), stride=2, padding=1),
-                nn.BatchNorm2d(n_out),
-                nn.LeakyReLU(0.2),
-            ]
+        self.config = {"img_shape": img_shape, "width": width}
+        maps, n_hidden = architecture(img_shape, width)
+        layers = [nn.Conv2d(img_shape[0], width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        n_in = width
+        for n_out, _ in maps[2:]:  # 14 -> 7
+            layers += [nn.Conv2d(n_in, n_out, 4, stride=2, padding=1)]
+            layers += [nn.BatchNorm2d(n_out), nn.LeakyReLU(0.2)]
+            n_in = n_out
         layers += [nn.Flatten()]
-        channels, side = maps[-1]
-        n_features = channels * side * side
-        if hidden:
-            layers += [nn.Linear(n_features, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2)]
-            n_features = hidden
+        n_features = n_in * maps[-1][1] ** 2
+        if n_hidden:
+            layers += [nn.Linear(n_features, n_hidden), nn.BatchNorm1d(n_hidden), nn.LeakyReLU(0.2)]
+            n_features = n_hidden
         self.features = nn.Sequential(*layers)
         self.score = nn.Linear(n_features, 1)
 
     def forward(self, x):
-        h = self.features(x)
-        # float32, even with --bf16: the losses need it
-        return self.score(h).float()
+        return self.score(self.features(x))
 
 
 def weights_init(module):
@@ -220,14 +221,6 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     return {name: value.detach() for name, value in values.items()}
 
 
-@torch.no_grad()
-def update_average(G_avg, G, share):
-    """Move the running average of G towards G by this share of the way."""
-    for average, current in zip(G_avg.state_dict().values(), G.state_dict().values()):
-        if average.is_floating_point():  # not batch normalisation's count of batches
-            average.lerp_(current, share)
-
-
 def real_images(data, args):
     """Pick 64 images from all over the data, or all of fewer, as save_grid's arguments."""
     n = len(data.images)
@@ -243,10 +236,9 @@ def sample(G, D, args):
     images, every picture on the way looks real (DCGAN paper, section 6.1).
     """
     z = torch.randn(64, G.latent_dim, generator=torch.Generator().manual_seed(args.seed))
-    starts, ends = z[0:32:8], z[7:32:8]
-    walks = [torch.lerp(starts, ends, weight) for weight in torch.linspace(0, 1, 8).tolist()]
-    walks = torch.stack(walks, 1).flatten(0, 1)  # (4, 8, latent_dim) -> (32, latent_dim)
-    images = G(torch.cat([z, walks]).to(next(G.parameters()).device))
+    weights = torch.linspace(0, 1, 8)[:, None]
+    walks = torch.lerp(z[0:32:8, None], z[7:32:8, None], weights)  # (4, 8, latent_dim)
+    images = G(torch.cat([z, walks.flatten(0, 1)]).to(next(G.parameters()).device))
     rows = [f"z{i} ... z{i + 7}" for i in range(0, 64, 8)]
     rows += [f"walk z{i} to z{i + 7}" for i in range(0, 32, 8)]
     return {"images": images, "n_columns": 8, "rows": rows}
@@ -254,141 +246,22 @@ def sample(G, D, args):
 
 def build(args, device):
     """Load the data, and make G and D for the shape of its images."""
-
-    def check(n_images, classes):  # load_data calls it before it decodes the images of a folder
-        if args.batch_size > n_images:
-            raise UserError(f"--batch_size {args.batch_size} is more than the {n_images} images.")
-
-    data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed, check=check)
+    data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed)
     img_shape = tuple(data.images.shape[1:])
     G = Generator(args.latent_dim, img_shape, args.width)
     D = Discriminator(img_shape, args.width)
     return data, G.apply(weights_init).to(device), D.apply(weights_init).to(device)
 
 
-def check_args(args):
-    """Raise UserError for an option out of range."""
-    for name, value in vars(args).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"--{name} must be a finite number, not {value}.")
-    at_least = {
-        "n_epochs": 1, "batch_size": 2, "lr_g": 0, "lr_d": 0, "b1": 0, "b2": 0, "latent_dim": 1,
-        "width": 1, "img_size": 8, "sample_interval": 1, "seed": 0,
-    }
-    for name, minimum in at_least.items():
-        value = getattr(args, name, None)
-        if value is not None and value < minimum:
-            raise UserError(f"--{name} must be at least {minimum}, not {value}.")
-    for name, limit in {"b1": 1, "b2": 1, "seed": 2**32}.items():
-        if getattr(args, name) >= limit:
-            raise UserError(f"--{name} must be less than {limit}, not {getattr(args, name)}.")
+# Here the paper ends. The rest is the run, which is the same in every script.
 
 
-def check_finite(G, D):
-    """Raise UserError if a weight is no longer a finite number."""
-    if not all(weight.isfinite().all() for weight in (*G.parameters(), *D.parameters())):
-        raise UserError("the training has diverged; lower --lr_g or --lr_d")
-
-
-def new_folder(args):
-    """Claim and return the run's folder: the checkpoint's when it is resumed, else a new one."""
-    if args.resume and not args.out_dir and Path(args.resume).name == "checkpoint.pt":
-        folder = Path(args.resume).parent
-        (folder / "losses.csv").open("a").close()  # if it can't be written, fail now
-        return folder
-    wanted = Path(args.out_dir or f"runs/{SCRIPT}")
-    for i in itertools.count(1):
-        folder = wanted if i == 1 else Path(f"{wanted}-{i}")
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            (folder / "losses.csv").open("x").close()
-            return folder
-        except FileExistsError:  # it belongs to another run, perhaps one that started just now
-            continue
-
-
-def save_checkpoint(path, state, data, args, progress):
-    """Write what --resume and load_generator need to a temporary file, then rename it."""
-    checkpoint = {
-        "script": SCRIPT,
-        "args": vars(args) | {"dataset": data.name},  # not auto, which may find other data later
-        "classes": data.classes,
-        "config_G": state["G"].config,
-        "rng": torch.get_rng_state(),
-        "rng_cuda": torch.cuda.get_rng_state_all() if args.cuda else [],
-        **progress,
-    }
-    for name in ("folder", "out_dir", "resume"):  # a run may be moved
-        del checkpoint["args"][name]
-    for name, part in state.items():
-        checkpoint[name] = part.state_dict()
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_checkpoint(path):
-    """Read a checkpoint of this script onto the CPU; raise UserError if the file is not one."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch.load raises a dozen kinds for a damaged or foreign file
-        raise UserError(f"{path} is not a checkpoint, or it is damaged.") from error
-    if not isinstance(checkpoint, dict) or "config_G" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint of this version of {SCRIPT}.py.")
-    if checkpoint["script"] != SCRIPT:
-        raise UserError(f"{path} is a checkpoint of {checkpoint['script']}.py, not of {SCRIPT}.py.")
-    return checkpoint
-
-
-def restore(saved, state, data, args):
-    """Put networks, optimizers and random state back; raise UserError if they do not fit."""
-    if saved["classes"] != data.classes:
-        raise UserError(f"{args.resume} was trained on other classes than {args.dataset} has.")
-    for name, value in state["G"].config.items():
-        if saved["config_G"][name] != value:
-            raise UserError(f"{args.resume} has {name} {saved['config_G'][name]}, not {value}.")
-    for name in ("opt_G", "opt_D"):  # their options, which may be new, are those of this run
-        saved[name]["param_groups"] = state[name].state_dict()["param_groups"]
-    for name, part in state.items():
-        part.load_state_dict(saved[name])
-    torch.set_rng_state(saved["rng"])
-    torch.cuda.set_rng_state_all(saved["rng_cuda"][: torch.cuda.device_count()])
-
-
-def load_generator(path):
-    """Load the trained generator of a checkpoint: the running average, in eval mode, on the CPU."""
-    checkpoint = load_checkpoint(path)
-    G = Generator(**checkpoint["config_G"])
-    G.load_state_dict(checkpoint["G_avg"])
-    return G.eval().requires_grad_(False)
-
-
-def save_losses(folder, names, rows):
-    """Write losses.csv, and draw its columns against the step as losses.png."""
-    from matplotlib.figure import Figure  # after common.py, which drops a backend that is missing
-
-    lines = [",".join(map(str, row)) for row in [["epoch", "step", *names], *rows]]
-    (folder / "losses.csv").write_text("\n".join(lines) + "\n")
-    axes = Figure(figsize=(8, 5), layout="constrained").subplots()
-    steps = [row[1] for row in rows]
-    for i, name in enumerate(names):
-        axes.plot(steps, [row[2 + i] for row in rows], marker=".", label=name)
-    axes.set_xlabel("step")
-    axes.legend()
-    axes.figure.savefig(folder / "losses.png")
-
-
-def show_live(line):
-    """Rewrite the last line of a terminal; print nothing to a file or a pipe."""
-    if sys.stdout and sys.stdout.isatty():
-        columns = shutil.get_terminal_size().columns - 1
-        print(line[:columns].ljust(columns), end="\r", flush=True)
+@torch.no_grad()
+def update_average(G_avg, G, share):
+    """Move the running average of G towards G by this share of the way."""
+    for average, current in zip(G_avg.state_dict().values(), G.state_dict().values()):
+        if average.is_floating_point():  # not batch normalisation's count of batches
+            average.lerp_(current, share)
 
 
 def full_step(state, args, x, y, lr_g, lr_d, share):
@@ -396,9 +269,7 @@ def full_step(state, args, x, y, lr_g, lr_d, share):
     G, D, opt_G, opt_D, G_avg = (state[name] for name in ("G", "D", "opt_G", "opt_D", "G_avg"))
     opt_G.param_groups[0]["lr"] = lr_g
     opt_D.param_groups[0]["lr"] = lr_d
-    # no cache: it would keep the bfloat16 copy of D's weights from before its update
-    with torch.autocast(x.device.type, torch.bfloat16, args.bf16, cache_enabled=False):
-        values = train_step(G, D, opt_G, opt_D, x, y, args)
+    values = train_step(G, D, opt_G, opt_D, x, y, args)
     update_average(G_avg, G, share)
     return values
 
@@ -406,12 +277,11 @@ def full_step(state, args, x, y, lr_g, lr_d, share):
 def cuda_graph(step, optimizers):
     """Return a function that does what step does, on a GPU that does not wait for Python.
 
-    A step is a few hundred small kernels, most of which take longer to launch than to run. So the
-    fourth call records them as a CUDA graph, which it and every later call replay as one, on their
-    own arguments. The first three run step as it is: what it makes only once, such as Adam's
-    moments, must not be replayed. step must launch the same kernels on the same shapes at every
-    call, and must not wait for the GPU, as .item() does. A call overwrites the tensors that the
-    previous call returned.
+    A step is a few hundred small kernels, most of which take longer to launch than to run. The
+    fourth call records them as a CUDA graph, which it and all later ones replay at once, on their
+    own arguments. The first three run step as it is: Adam's moments, for one, must be made only
+    once. step must launch the same kernels on the same shapes at every call, and never wait for the
+    GPU, as .item() does. A call overwrites the tensors that the previous call returned.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     inputs, outputs, n_calls = [], {}, 0
@@ -440,111 +310,230 @@ def cuda_graph(step, optimizers):
     return call
 
 
-def train(args, saved=None):
+def new_folder(wanted):
+    """Claim an empty folder of that name or of that name with -2, -3 and so on appended."""
+    for i in itertools.count(1):
+        folder = Path(wanted if i == 1 else f"{wanted}-{i}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # of another run that starts at this moment
+            if not any(folder.iterdir()):
+                (folder / "args.json").touch(exist_ok=False)
+                return folder
+
+
+def run_folder(args, data):
+    """Return the folder of the resumed run, or claim an empty one; show in it what the data are."""
+    if args.resume and not args.out_dir and args.resume.name == "checkpoint.pt":
+        folder = args.resume.parent
+    else:
+        folder = new_folder(args.out_dir or f"runs/{SCRIPT}")
+    save_grid(folder / "real.png", **real_images(data, args))
+    return folder
+
+
+def save_checkpoint(args, data, state, progress):
+    """Write what --resume and load_generator need to a temporary file, then rename it."""
+    options = {k: v for k, v in vars(args).items() if k not in ("out_dir", "resume", "folder")}
+    checkpoint = {
+        "script": SCRIPT,
+        "args": options,
+        "classes": data.classes,
+        "n_images": len(data.images),
+        "config_G": state["G"].config,
+        "config_D": state["D"].config,
+        "rng": torch.get_rng_state(),
+        "rng_cuda": torch.cuda.get_rng_state_all() if args.cuda else [],
+        **progress,
+        **{name: part.state_dict() for name, part in state.items()},
+    }
+    buffer = io.BytesIO()  # given the file, torch.save would not say that the disk is full
+    torch.save(checkpoint, buffer)
+    temporary = args.folder / "checkpoint.tmp"
+    temporary.write_bytes(buffer.getbuffer())
+    temporary.replace(args.folder / "checkpoint.pt")
+    readable = {"script": SCRIPT, **options, "classes": data.classes}
+    (args.folder / "args.json").write_text(json.dumps(readable, indent=1) + "\n")
+
+
+def load_checkpoint(path):
+    """Read a checkpoint of this script, or the one in a run's folder, onto the CPU."""
+    path = checkpoint_of(path)
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        script, _ = saved["script"], saved["config_D"]
+    except Exception as error:  # of a dozen kinds, by what the file holds instead
+        what = f"is not a checkpoint of this version of {SCRIPT}.py ({type(error).__name__})"
+        raise UserError(f"{path} {what}") from error
+    if script != SCRIPT:
+        raise UserError(f"{path} is a checkpoint of {script}.py, not of {SCRIPT}.py")
+    return saved
+
+
+def restore(saved, state, args):
+    """Put the state of a checkpoint back; raise UserError if its networks are not this run's."""
+    config = state["G"].config
+    changed = [name for name in config if saved["config_G"].get(name) != config[name]]
+    if changed:
+        raise UserError(f"{args.resume} has another {' and '.join(changed)} than this run")
+    try:
+        for name, part in state.items():
+            if name.startswith("opt"):  # their options, which may be new, are those of this run
+                saved[name]["param_groups"] = part.state_dict()["param_groups"]
+            part.load_state_dict(saved[name])
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{args.resume} lacks a part of the networks of this run") from error
+    torch.set_rng_state(saved["rng"])
+    torch.cuda.set_rng_state_all(saved["rng_cuda"][: torch.cuda.device_count()])
+
+
+def load_generator(path):
+    """Load the trained generator of a run: the running average, in eval mode, on the CPU."""
+    saved = load_checkpoint(path)
+    G = Generator(**saved["config_G"])
+    G.load_state_dict(saved["G_avg"])
+    return G.eval().requires_grad_(False)
+
+
+def draw_finished(args, saved):
+    """Draw samples of a finished run, which needs no data."""
+    D = Discriminator(**saved["config_D"])
+    D.load_state_dict(saved["D"])
+    names = (args.resume.with_name(f"samples-{i}.png") for i in itertools.count(2))
+    path = next(path for path in names if not path.exists())
+    save_grid(path, **sample(load_generator(args.resume), D, args))
+    print(f"{path}: finished at epoch {args.n_epochs}; a larger --n_epochs continues the run")
+
+
+def save_losses(folder, names, rows):
+    """Write losses.csv, and draw its columns against the step as losses.png."""
+    from matplotlib.figure import Figure  # after common.py, which drops a backend that is missing
+
+    lines = [",".join(map(str, row)) for row in [["epoch", "step", *names], *rows]]
+    (folder / "losses.csv").write_text("\n".join(lines) + "\n")
+    axes = Figure(figsize=(8, 5)).subplots()
+    _, steps, *columns = zip(*rows)
+    for name, column in zip(names, columns):
+        axes.plot(steps, column, marker=".", label=name)
+    axes.set_xlabel("step")
+    axes.legend()
+    axes.figure.savefig(folder / "losses.png")
+
+
+def print_row(row, names, speed, n_left, is_first):
+    """Print a row of losses.csv with the speed and the time left, the first below its names."""
+    epoch, step, *means = row
+    minutes, seconds = divmod(round(n_left / speed), 60)
+    left = f"{minutes}:{seconds:02}" if n_left else "-"
+    cells = {"epoch": str(epoch), "step": str(step), "it/s": f"{speed:.1f}", "left": left}
+    cells |= {name: f"{mean:.2f}" for name, mean in zip(names, means)}
+    if is_first:
+        print(*(name.rjust(5) for name in cells))
+    print(*(cell.rjust(max(5, len(name))) for name, cell in cells.items()), flush=True)
+
+
+def plan(args, data, saved):
+    """Return the steps of an epoch and the steps that are left, and say how long the run will be.
+
+    Epochs are counted, not steps: --batch_size or the data may not be those of the checkpoint.
+    """
+    n_images = len(data.images)
+    steps_per_epoch = n_images // args.batch_size
+    if steps_per_epoch == 0:
+        raise UserError(f"--batch_size {args.batch_size} is more than the {n_images} images")
+    args.n_epochs = args.n_epochs or max(EPOCHS, math.ceil(MIN_STEPS / steps_per_epoch))
+    line = f"{args.n_epochs} epochs of {steps_per_epoch} steps"
+    if saved and saved["n_images"] != n_images:
+        line += f", begun with {saved['n_images']} images"
+    if os.path.isdir(args.dataset) and args.n_epochs * steps_per_epoch < 1000:
+        line += f": too few for pictures, {MIN_STEPS:,} steps are a start"
+    print(line, flush=True)
+    return steps_per_epoch, round((args.n_epochs - saved.get("epochs_done", 0)) * steps_per_epoch)
+
+
+def train(args, saved):
     """Train to args.n_epochs, from the start or from a checkpoint, and leave the run's files."""
     device = get_device(args.cuda)
+    rank = process_rank()  # above 0 in those processes of torchrun that write and print nothing
     torch.manual_seed(args.seed)
     data, G, D = build(args, device)
+    args.dataset = data.name  # not auto, which may find other data when the run is resumed
     opt_G = torch.optim.Adam(G.parameters(), args.lr_g, (args.b1, args.b2), fused=True)
     opt_D = torch.optim.Adam(D.parameters(), args.lr_d, (args.b1, args.b2), fused=True)
     G_avg = copy.deepcopy(G).eval()  # the running average, which draws the samples
     state = {"G": G, "D": D, "opt_G": opt_G, "opt_D": opt_D, "G_avg": G_avg}
-    # names and rows make losses.csv; total is the sum of n_summed steps since the last row
-    progress = {"epochs_done": 0, "steps_done": 0, "names": [], "rows": [], "n_summed": 0}
-    progress["total"] = torch.zeros(())
     if saved:
-        restore(saved, state, data, args)
-        progress = {name: saved[name] for name in progress}
-    args.folder = new_folder(args)  # in args, so that main can name its checkpoint
-    save_grid(args.folder / "real.png", **real_images(data, args))
-    resumed_here = saved and args.folder == Path(args.resume).parent
-    if not resumed_here or args.n_epochs > progress["epochs_done"]:
-        save_checkpoint(args.folder / "checkpoint.pt", state, data, args, progress)
-
-    rows = progress["rows"]
-    if rows:
-        save_losses(args.folder, progress["names"], rows)
-    total = progress["total"].to(device)
-    n_summed = progress["n_summed"]
-    step = first_step = saved_step = progress["steps_done"]
-    epochs = range(progress["epochs_done"] + 1, args.n_epochs + 1)
-    n_steps = step + len(epochs) * (len(data.images) // args.batch_size)
+        restore(saved, state, args)
+    steps_per_epoch, n_left = plan(args, data, saved)
+    step, rows = saved.get("steps_done", 0), saved.get("rows", [])
+    n_steps = step + n_left
+    if saved and rank == 0:
+        args.folder = run_folder(args, data)  # that of a new run follows its first step
+    if rank > 0:
+        torch.manual_seed(args.seed + step + rank)  # every process draws its own z
     one_step = functools.partial(full_step, state, args)
-    if device.type == "cuda":
+    if device.type == "cuda" and not torch.distributed.is_initialized():
         one_step = cuda_graph(one_step, (opt_G, opt_D))
-    start = time.perf_counter()
-    for epoch in epochs:
-        for x, y in batches(data, args.batch_size):
-            decay = min(1, 2 * (1 - step / n_steps))  # 1 for half of the run, then linearly to 0
-            share = max(10 / (step + 10), 1 / 500)  # about the last tenth, at most 500 steps
-            values = one_step(x, y, decay * args.lr_g, decay * args.lr_d, share)
-            total = total + torch.stack(list(values.values()))
-            n_summed += 1
-            step += 1
-            is_due = step % args.sample_interval == 0 or step == n_steps
-            if is_due:
-                means = (total / n_summed).tolist()  # waits for a GPU; else only a new epoch does
-            speed = (step - first_step) / (time.perf_counter() - start)
-            line = f"epoch {epoch:2}  step {step:6}/{n_steps}  {speed:5.1f} steps/s"
-            line += f"  {(n_steps - step) / speed:5.0f} s left"
-            if not is_due:
-                show_live(line)
-                continue
-            total = torch.zeros_like(total)
-            n_summed = 0
-            numbers = [f"{name} {mean:7.3f}" for name, mean in zip(values, means)]
-            print(line, *numbers, sep="  ", flush=True)
-            check_finite(G, D)
-            rows.append([epoch, step, *means])
-            save_losses(args.folder, list(values), rows)
-            save_grid(args.folder / f"{step:06}.png", **sample(G_avg, D, args))
-        if step - saved_step >= args.sample_interval or step == n_steps:
-            check_finite(G, D)
-            progress = {"epochs_done": epoch, "steps_done": step, "names": list(values)}
-            progress |= {"rows": rows, "n_summed": n_summed, "total": total}
-            save_checkpoint(args.folder / "checkpoint.pt", state, data, args, progress)
-            saved_step = step
-    save_grid(args.folder / "samples.png", **sample(G_avg, D, args))
-    print(args.folder / "samples.png")
 
+    start, first_step = time.perf_counter(), step
+    recent, is_first = [], True  # the values of the steps since the last row
+    stream = batches(data, args.batch_size, args.seed, args.n_epochs * steps_per_epoch - n_left)
+    for x, y in itertools.islice(stream, n_left):
+        decay = min(1, 2 * (1 - step / n_steps))  # 1 for half of the run, then linearly to 0
+        share = max(10 / (step + 10), 1 / 500)  # G_avg: the last tenth of the steps, at most 500
+        values = one_step(x, y, decay * args.lr_g, decay * args.lr_d, share)
+        recent.append(torch.stack(list(values.values())))
+        step += 1
+        if sys.stdout.isatty():
+            print(f"step {step}/{n_steps}", end="\r", flush=True)
+        if step > 1 and step % args.sample_interval and step < n_steps:
+            continue
 
-def is_out_of_memory(error):
-    """Tell whether memory ran out: CUDA has an exception for it, the CPU only a message."""
-    words = ("can't allocate memory", "not enough memory")
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or any(word in str(error) for word in words)
-
-
-def stop(args, reason, status):
-    """Exit with a sentence on stderr: the reason and the command to continue, if there is one."""
-    message = f"{SCRIPT}.py: {reason}"
-    folder = getattr(args, "folder", None)  # none before train has claimed one
-    if folder and (folder / "checkpoint.pt").exists():
-        command = ["python", os.path.relpath(__file__), "--resume", str(folder / "checkpoint.pt")]
-        message += f"; to continue: {shlex.join(command)}"
-    show_live("")
-    print(message, file=sys.stderr)
-    sys.exit(status)
+        if not all(weight.isfinite().all() for weight in (*G.parameters(), *D.parameters())):
+            raise UserError("the training has diverged; lower --lr_g or --lr_d")
+        means = torch.stack(recent).mean(0).tolist()
+        recent = []
+        if rank > 0:
+            continue
+        if not args.folder:  # only now, so that a run that fails at once leaves nothing
+            args.folder = run_folder(args, data)
+        speed = (step - first_step) / (time.perf_counter() - start)
+        epochs_done = args.n_epochs - (n_steps - step) / steps_per_epoch
+        rows.append([math.ceil(epochs_done), step, *means])
+        print_row(rows[-1], values, speed, n_steps - step, is_first=is_first)
+        is_first = False
+        save_losses(args.folder, values, rows)
+        save_grid(args.folder / f"{step:06}.png", **sample(G_avg, D, args))
+        progress = {"steps_done": step, "epochs_done": epochs_done, "rows": rows}
+        save_checkpoint(args, data, state, progress)
+    if rank == 0:
+        save_grid(args.folder / "samples.png", **sample(G_avg, D, args))
+        print(args.folder / "samples.png")
 
 
 def main(argv=None):
     """Run the command line. A user's mistake gets a sentence; a bug keeps its traceback."""
+    if hasattr(sys.stdout, "reconfigure"):  # a folder's name may have letters that stdout lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = parse_args(argv)
     try:
-        saved = load_checkpoint(args.resume) if args.resume else None
-        if saved:
-            args = parse_args(argv, saved["args"])
-        check_args(args)
-        train(args, saved)
+        saved = load_checkpoint(args.resume) if args.resume else {}
+        args = parse_args(argv, saved.get("args"))
+        if saved and args.n_epochs <= saved["epochs_done"]:
+            draw_finished(args, saved)
+        else:
+            train(args, saved)
+        return
     except KeyboardInterrupt:
-        stop(args, "stopped", 130)
-    except (UserError, OSError) as error:
-        stop(args, error, 2)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        stop(args, "out of memory; lower --batch_size, --img_size or the size of the networks", 2)
+        status, reason = 130, "stopped"
+        if args.folder:
+            reason += f'; to continue: python "{sys.argv[0]}" --resume "{args.folder}"'
+    except (UserError, OSError, torch.OutOfMemoryError) as error:
+        status, reason = 2, error
+    if process_rank() == 0:
+        print(f"{SCRIPT}.py: {reason}", file=sys.stderr)
+    sys.exit(status)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as Ctrl-C does
     main()
