@@ -109,7 +109,7 @@ def parse_args(argv=None, saved=None):
     )
     add = parser.add_argument
     add("--n_epochs", type=in_range(int, 1),
-        help=f"passes over the data ({EPOCHS}, or as many as {MIN_STEPS:,} steps take)")
+        help=f"passes over the data ({EPOCHS} or, if more, as many as {MIN_STEPS:,} steps take)")
     add("--batch_size", type=in_range(int, 2), default=64, help="images per step (%(default)s)")
     add("--lr_g", type=in_range(float, 0), default=4e-4, help="learning rate of G (%(default)s)")
     add("--lr_d", type=in_range(float, 0), default=4e-4, help="learning rate of D (%(default)s)")
@@ -137,8 +137,6 @@ def parse_args(argv=None, saved=None):
     add("--domain", choices=[*TRANSFORMS, "mnistm"], default="edge",
         help="how domain 2 differs from domain 1 (%(default)s); with other defaults: "
         + other_defaults)
-    add("--dataset2",
-        help="data of domain 2, as for --dataset, in the place of --domain (a transformed half)")
     add("--photos", type=os.path.abspath, metavar="FOLDER",
         help="mnistm: photographs to cut patches from (drawn clouds)")
     add("--layers", choices=["conv", "dense"], default="conv",
@@ -147,7 +145,6 @@ def parse_args(argv=None, saved=None):
         help="how many first layers g1 and g2 share (all but one)")
     add("--shared_d", type=in_range(int, 0),
         help="how many last layers f1 and f2 share (all but one)")
-    domain = saved["domain"] if saved else parser.parse_args(argv).domain
     parser.set_defaults(folder=None, **(saved or DEFAULTS.get(domain, {})))
     args = parser.parse_args(argv)
     if args.dataset2:
