@@ -145,6 +145,7 @@ def parse_args(argv=None, saved=None):
         help="how many first layers g1 and g2 share (all but one)")
     add("--shared_d", type=in_range(int, 0),
         help="how many last layers f1 and f2 share (all but one)")
+    domain = saved["domain"] if saved else parser.parse_args(argv).domain
     parser.set_defaults(folder=None, **(saved or DEFAULTS.get(domain, {})))
     args = parser.parse_args(argv)
     if args.dataset2:
