@@ -9,7 +9,7 @@ softmax of the logits of a second head.
 
     python acgan.py                           # MNIST, or drawn digits when offline
     python acgan.py --dataset FOLDER          # your own pictures, in a subfolder for each class
-    python acgan.py --resume runs/acgan/checkpoint.pt --digit 5     # a trained network's fives
+    python acgan.py --resume runs/acgan --digit 5    # a trained network's fives
 
 Parent: dcgan.py. `diff dcgan.py acgan.py` shows what the paper adds: a class for G, a head for D.
 
@@ -18,6 +18,7 @@ Departures from the paper:
     shows only what the classes add. (The paper's D is deeper and has dropout.)
  2. Instead of descending L_S, G ascends E[log P(S = real | G(z, c))], whose gradient does not
     vanish while D wins.
+ 3. The c of a batch are its labels y in another order, not drawn from p(c) one by one.
 """
 import contextlib
 import copy

@@ -8,7 +8,7 @@ class y, zeros for the others.
 
     python cgan.py                            # MNIST, or drawn digits when offline
     python cgan.py --dataset FOLDER           # your own pictures, in a subfolder for each class
-    python cgan.py --resume runs/cgan/checkpoint.pt --digit 5       # a trained network's fives
+    python cgan.py --resume runs/cgan --digit 5      # a trained network's fives
 
 Parent: dcgan.py. `diff dcgan.py cgan.py` shows what the paper adds: y in both networks.
 

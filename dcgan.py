@@ -13,8 +13,9 @@ Parent: vanilla_gan.py. `diff vanilla_gan.py dcgan.py` shows what the paper adds
 
 Departures from the paper:
  1. Below 32x32 the networks follow the authors' MNIST script: few levels and a dense hidden layer
-    in both, half as wide as there, without its labels and its weight decay. From 32x32 on they are
-    the paper's, with as many levels as the side asks for and a quarter of the channels.
+    in both, half as wide as there, without its labels and its weight decay, and with the gains and
+    biases of batch normalisation that it leaves out. From 32x32 on they are the paper's, with as
+    many levels as the side asks for and a quarter of the channels.
  2. Kernels of 4, not 5: a multiple of the stride covers every pixel equally often.
  3. Learning rates of 4e-4, not 2e-4, and batches of 64, not 128, because a run is meant to take
     minutes.

@@ -14,9 +14,9 @@ This is the root of the family: `diff vanilla_gan.py dcgan.py` and `diff vanilla
 show what the next papers change.
 
 Departures from the paper:
- 1. G has three hidden layers with batch normalisation, where the paper has two without. D has three
-    with LeakyReLU and light dropout, where the paper has two of maxout with heavy dropout. With
-    plain ReLU in both, G collapses to a single digit. The initialisation is PyTorch's.
+ 1. G has three hidden layers with batch normalisation, where the authors' code has two without. D
+    has three with LeakyReLU and light dropout, where their code has two of maxout with heavy
+    dropout. With plain ReLU in both, G collapses to a single digit. PyTorch's initialisation.
  2. Images are in [-1, 1] and G ends in tanh, not sigmoid.
  3. Adam instead of stochastic gradient descent with momentum.
  4. The learning rates fall linearly to 0 over the second half of the run, and a running average of
@@ -156,8 +156,9 @@ def generator_loss(s_fake, args):
 def train_step(G, D, opt_G, opt_D, x, y, args):
     """Update D, then G, on images x (N, C, H, H). Conditional scripts use the labels y (N,).
 
-    Returns the losses, the mean raw scores and (V + log 4) / 2, in nats, by name, as detached
-    scalars on the device. The last is JSD(p || q) with the best D, less with another (Theorem 1).
+    Returns the losses, the mean raw scores and JSD>= = (V + log 4) / 2, in nats, by name, as
+    detached scalars on the device. With the best D the last equals JSD(p || q); with any other it
+    is smaller (Theorem 1). It is an estimate from a batch of D's own training data.
     """
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     fake = G(z)
