@@ -205,14 +205,19 @@ def batches(data, batch_size, seed=0, step=0):
             yield data.images[index] * (2 / 255) - 1, data.labels[index]
 
 
+def is_parallel():
+    """Whether torchrun has started this process."""
+    return distributed.is_available() and distributed.is_torchelastic_launched()
+
+
 def process_rank():
     """The number of this process among those that torchrun has started; 0 without torchrun."""
-    return int(os.environ["RANK"]) if distributed.is_torchelastic_launched() else 0
+    return int(os.environ["RANK"]) if is_parallel() else 0
 
 
 def process_count():
     """The number of processes that torchrun has started; 1 without torchrun."""
-    return int(os.environ["WORLD_SIZE"]) if distributed.is_torchelastic_launched() else 1
+    return int(os.environ["WORLD_SIZE"]) if is_parallel() else 1
 
 
 def get_device(cuda):
@@ -229,7 +234,7 @@ def get_device(cuda):
     elif available and not cuda:
         print("This machine has a CUDA device: --cuda trains on it.", file=sys.stderr, flush=True)
     device = torch.device("cuda" if cuda and available else "cpu")
-    if distributed.is_torchelastic_launched() and not distributed.is_initialized():
+    if is_parallel() and not distributed.is_initialized():
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
