@@ -1,22 +1,19 @@
 """f-GAN's univariate example: a Gaussian fitted to a mixture, and which divergence it minimises.
 
-    OMP_NUM_THREADS=1 python tests/fgan_fit.py
+    OMP_NUM_THREADS=1 python tests/fgan_fit.py            # D's output is the score, as in the paper
+    OMP_NUM_THREADS=1 python tests/fgan_fit.py --asinh    # asinh of it, as in fgan.py
 
 The paper (section 2.4, table 3) fits q = N(mean, deviation^2) to a mixture p of two Gaussians by
-five divergences. Here fgan.train_step does so, once for each loss of the generator; the best fit
-and the divergences are integrals over a fine grid. With minimax, the fit should be the one that
-minimises D_f. With non_saturating, it should be the one that minimises D_h, h''(u) = f''(u) / u.
+five divergences. Here fgan.train_step does so, with each of G's two losses. The best fits and all
+divergences are integrals over a fine grid. With minimax the fit should be the one with the least
+D_f, with non_saturating the one with the least D_h, where h''(u) = f''(u) / u.
 
-D is the paper's: two hidden layers of 64 tanh units, its output being the score. With --asinh the
-score is asinh of it, as in fgan.py (its departure 2).
-
-The paper's figures are recalled, not copied from its text, and so is its D. It does not name the
-mixture; this one has the paper's D_f and best fits to within 0.001.
+The paper's figures and its D (two hidden layers of 64 tanh units) are recalled, not copied from its
+text. It does not name the mixture; the one below has its least D_f and best fits to within 0.001.
 """
 import argparse
 import math
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -25,15 +22,20 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fgan  # noqa: E402
 
-LOSSES = ["minimax", "non_saturating"]
-
-# D_f at the best fit, F at the paper's; the best mean, the paper's; the best deviation, the paper's
-PAPER = {
-    "kl": (0.2831, 0.2801, 1.0100, 1.0335, 1.8308, 1.8236),
-    "reverse_kl": (0.2480, 0.2415, 1.5782, 1.5624, 1.6319, 1.6403),
-    "jensen_shannon": (0.1280, 0.1226, 1.3070, 1.2854, 1.7542, 1.7659),
-    "jeffrey": (0.5705, 0.5151, 1.3218, 1.2295, 1.7034, 1.8087),
-    "pearson": (0.6457, 0.6379, 0.5737, 0.6157, 1.9274, 1.9031),
+# a value, a mean and a deviation: the least D_f, and F at the paper's fit
+PAPER_BEST = {
+    "kl": (0.2831, 1.0100, 1.8308),
+    "reverse_kl": (0.2480, 1.5782, 1.6319),
+    "jensen_shannon": (0.1280, 1.3070, 1.7542),
+    "jeffrey": (0.5705, 1.3218, 1.7034),
+    "pearson": (0.6457, 0.5737, 1.9274),
+}
+PAPER_FIT = {
+    "kl": (0.2801, 1.0335, 1.8236),
+    "reverse_kl": (0.2415, 1.5624, 1.6403),
+    "jensen_shannon": (0.1226, 1.2854, 1.7659),
+    "jeffrey": (0.5151, 1.2295, 1.8087),
+    "pearson": (0.6379, 0.6157, 1.9031),
 }
 
 GRID = torch.linspace(-14, 16, 6001, dtype=torch.double)
@@ -69,8 +71,13 @@ def chi_squared(log_p, log_q):
     return (2 * log_p - log_q).exp() - log_p.exp()
 
 
+def log_mean(log_p, log_q):
+    """log((p + q) / 2)."""
+    return torch.logaddexp(log_p, log_q) - math.log(2)
+
+
 def jensen_shannon(log_p, log_q):
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    log_m = log_mean(log_p, log_q)
     return kl(log_p, log_m) + kl(log_q, log_m)
 
 
@@ -85,7 +92,7 @@ D_F = {
 D_H = {
     "kl": D_F["reverse_kl"],
     "reverse_kl": lambda log_p, log_q: chi_squared(log_q, log_p) / 2,  # half of Neyman's
-    "jensen_shannon": lambda log_p, log_q: kl(log_q, log_p) - jensen_shannon(log_p, log_q),
+    "jensen_shannon": lambda log_p, log_q: 2 * kl(log_mean(log_p, log_q), log_p),
     "jeffrey": lambda log_p, log_q: kl(log_q, log_p) + chi_squared(log_q, log_p) / 2,
     "pearson": lambda log_p, log_q: 2 * kl(log_p, log_q),
 }
@@ -97,7 +104,7 @@ def integral(integrand, mean, deviation):
 
 
 def best_fit(integrand):
-    """Return the mean and the deviation of the Gaussian with the smallest such divergence."""
+    """Return the least such divergence, and the mean and deviation of its Gaussian."""
     theta = torch.tensor([1.0, 0.5], dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.LBFGS([theta], max_iter=100, line_search_fn="strong_wolfe")
 
@@ -108,7 +115,8 @@ def best_fit(integrand):
         return value
 
     optimizer.step(closure)
-    return theta[0].item(), theta[1].exp().item()
+    mean, deviation = theta[0].item(), theta[1].exp().item()
+    return integral(integrand, mean, deviation).item(), mean, deviation
 
 
 class Gaussian(nn.Module):
@@ -130,81 +138,93 @@ class Asinh(nn.Module):
         return x.asinh()
 
 
-def fit(divergence, loss, n_steps=1500, seed=0, asinh=False, batch_size=1024, lr=5e-3):
-    """Train; return F, by integration, and the mean and the deviation of the fit."""
+def fit(divergence, loss, n_steps=2000, seed=0, asinh=False):
+    """Train G and D; return F, integrated, and the mean and deviation of G's numbers."""
     args = fgan.parse_args(["--divergence", divergence, "--loss", loss])
     torch.manual_seed(seed)
     G = Gaussian()
     D = nn.Sequential(nn.Linear(1, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
     if asinh:
         D.append(Asinh())
-    optimizers = [torch.optim.Adam(net.parameters(), lr, fused=True) for net in (G, D)]
+    optimizers = [torch.optim.Adam(net.parameters(), fused=True) for net in (G, D)]
     for step in range(n_steps):
         for optimizer in optimizers:  # the rates fall over the second half, as in fgan.py
-            optimizer.param_groups[0]["lr"] = lr * min(1, 2 * (1 - step / n_steps))
-        fgan.train_step(G, D, *optimizers, sample_p(batch_size), None, args)
+            optimizer.param_groups[0]["lr"] = 0.01 * min(1, 2 * (1 - step / n_steps))
+        fgan.train_step(G, D, *optimizers, sample_p(1024), None, args)
 
     mean, deviation = G.mean.item(), G.log_deviation.exp().item()
     f = fgan.divergence(args)
     with torch.no_grad():
-        s = D(GRID.float()[:, None]).double()[:, 0]
+        s = D(GRID.float()[:, None])[:, 0].double()
     p, q = LOG_P.exp(), log_normal(mean, deviation).exp()
-    F = ((p * f.activation(s) - q * f.conjugate(s)).sum() * SPACING).item()
-    return F, mean, deviation
+    F = (p * f.activation(s) - q * f.conjugate(s)).sum() * SPACING
+    return F.item(), mean, deviation
 
 
-def show(numbers):
-    return ", ".join(f"{number:.3f}" for number in numbers)
+def print_row(*cells):
+    """Print a row of a Markdown table; a list has one number for each seed."""
+    shown = []
+    for cell in cells:
+        if isinstance(cell, float):
+            cell = [cell]
+        if isinstance(cell, list):
+            cell = ", ".join(f"{number:.3f}" for number in cell)
+        shown.append(cell)
+    print("| " + " | ".join(shown) + " |", flush=True)
 
 
-def print_fits(loss, results):
-    """Print a row for each divergence, the seeds beside each other."""
-    print(f"\n`--loss {loss}`\n")
-    print("| divergence | D_f of its best fit | D_f of ours | F | the paper's F | mean: best for D_f "
-          "| best for D_h | ours | the paper's | deviation: best for D_f | best for D_h | ours "
-          "| the paper's |")
-    print("|---" * 13 + "|")
-    for name, fits in results.items():
-        best, other = best_fit(D_F[name]), best_fit(D_H[name])
-        divergences = [integral(D_F[name], *moments).item() for _, *moments in fits]
-        bounds, means, deviations = zip(*fits)
-        cells = [
-            name, show([integral(D_F[name], *best).item()]), show(divergences), show(bounds),
-            show([PAPER[name][1]]), show([best[0]]), show([other[0]]), show(means),
-            show([PAPER[name][3]]), show([best[1]]), show([other[1]]), show(deviations),
-            show([PAPER[name][5]]),
-        ]  # fmt: skip
-        print("| " + " | ".join(cells) + " |", flush=True)
+def print_head(*titles):
+    print_row(*titles)
+    print("|---" * len(titles) + "|")
 
 
-def print_cross_test(loss, results):
-    """Print how each fit does by each divergence, as the mean over the seeds."""
-    print(f"\nEach fit by each divergence, `--loss {loss}`\n")
-    print("| trained with | " + " | ".join(D_F) + " |")
-    print("|---" * (len(D_F) + 1) + "|")
-    for name, fits in results.items():
-        cells = [name]
+def print_values(fits):
+    """How near F comes to D_f; fits[name] has an (F, mean, deviation) for each seed."""
+    print_head("divergence", "least D_f", "D_f of the fit", "F", "the paper's F")
+    for name, seeds in fits.items():
+        of_fit = [integral(D_F[name], mean, deviation).item() for _, mean, deviation in seeds]
+        bounds = [F for F, _, _ in seeds]
+        print_row(name, best_fit(D_F[name])[0], of_fit, bounds, PAPER_FIT[name][0])
+
+
+def print_moments(fits, of_paper):
+    """Where the fits lie."""
+    for i, moment in ((1, "mean"), (2, "deviation")):
+        print()
+        titles = [f"{moment}: fit", "with least D_f", "with least D_h"]
+        print_head("divergence", *titles, *(["the paper's fit"] if of_paper else []))
+        for name, seeds in fits.items():
+            best = [best_fit(integrands[name])[i] for integrands in (D_F, D_H)]
+            paper = [PAPER_FIT[name][i]] if of_paper else []
+            print_row(name, [seed[i] for seed in seeds], *best, *paper)
+
+
+def print_cross_test(fits):
+    """How each fit does by each divergence: the mean over the seeds."""
+    print_head("trained with", *(f"{name} of the fit" for name in D_F))
+    for trained_with, seeds in fits.items():
+        row = []
         for integrand in D_F.values():
-            values = [integral(integrand, *moments).item() for _, *moments in fits]
-            cells.append(f"{sum(values) / len(values):.3f}")
-        print("| " + " | ".join(cells) + " |")
+            values = [integral(integrand, mean, deviation).item() for _, mean, deviation in seeds]
+            row.append(sum(values) / len(values))
+        print_row(trained_with, *row)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
-    parser.add_argument("--asinh", action="store_true", help="scores as fgan.py's D has them")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--asinh", action="store_true", help="the scores are asinh of D's output")
     options = parser.parse_args(argv)
-    start = time.perf_counter()
-    for loss in LOSSES:
-        results = {
-            name: [fit(name, loss, options.steps, s, options.asinh) for s in options.seeds]
+    for loss in ("minimax", "non_saturating"):
+        fits = {
+            name: [fit(name, loss, seed=seed, asinh=options.asinh) for seed in options.seeds]
             for name in D_F
         }
-        print_fits(loss, results)
-        print_cross_test(loss, results)
-    print(f"\n{time.perf_counter() - start:.0f} s, torch {torch.__version__}")
+        print(f"\n### --loss {loss}\n")
+        print_values(fits)
+        print_moments(fits, of_paper=loss == "minimax")
+        print()
+        print_cross_test(fits)
 
 
 if __name__ == "__main__":
