@@ -46,8 +46,9 @@ Departures from the paper:
  1. g_f increases in s in every row, so that a high score always means a real image. In Table 6 of
     arXiv version 1 reverse_kl, neyman and squared_hellinger have the opposite sign.
  2. s is asinh(r), r being the output of D's last layer, so that exp(s) is at most 2|r| + 1. With
-    s = r, G learns nothing from kl on MNIST: single images, by exp(s), rule D's loss, which is
-    infinite from r = 90 on. D can still reach every T, but learns large ones more slowly.
+    s = r, single images, by exp(s), rule D's loss: on MNIST, G learns nothing from kl in two
+    epochs. The paper's remedy, clipped gradients, does less. D can still reach every T, but takes
+    longer to reach large ones: `python tests/fgan_fit.py --asinh` fits jeffrey and pearson worse.
  3. D and G are updated in turn, not at once. Batches of 64, not 4096, give more steps in a run.
     The learning rates are above 2e-4, and D's is above G's: behind a slow D, G collapses.
  4. PyTorch's initialisation. z is Gaussian, images are in [-1, 1] and G ends in tanh, not sigmoid.

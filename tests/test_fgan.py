@@ -331,6 +331,15 @@ def test_a_gaussian_fitted_by_kl_minimises_it_or_with_the_other_loss_reverse_kl(
     assert (mean, deviation) == pytest.approx(best, abs=0.12)
 
 
+def test_the_command_prints_every_divergence_of_each_fit(monkeypatch, capsys):
+    monkeypatch.setattr(fgan_fit, "fit", lambda *_, **__: (0.25, 1.0099, 1.8307))
+    fgan_fit.main(["--seeds", "3", "4"])
+    rows = capsys.readouterr().out.splitlines()
+    assert sum("0.250, 0.250" in row.split(" | ") for row in rows) == 10  # F, of five for each loss
+    cross_test = [row.split(" | ")[1] for row in rows if row.count(" | ") == 5]
+    assert cross_test.count("0.283") == 10  # kl at its best fit
+
+
 @pytest.mark.parametrize("name", [*fgan.DIVERGENCES, "js_weighted", "alpha"])
 def test_a_few_steps_raise_the_bound(name):
     options = ["--divergence", name]
