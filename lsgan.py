@@ -6,10 +6,15 @@ and b for real ones, G wants it to be c for its own (eq. 2):
     G descends 1/2 E_z[(D(G(z)) - c)^2].
 The cross-entropy of the parent is almost flat for a sample far on the right side; a square is flat
 at a single point. With p the density of the data and q that of G's images, the best D for a fixed
-G is (b p + a q) / (p + q) (eq. 5). If b - c = 1 and b - a = 2, then with this D and the constant
-1/2 E_x[(D(x) - c)^2] added G's objective is half the Pearson divergence chi2(p + q || 2q). The
-default (0, 1, 1) has no such theorem; the paper, which uses it in its experiments, finds the two
-alike.
+G is D* = (b p + a q) / (p + q) (eq. 5). Let 2 C = E_x[(D*(x) - c)^2] + E_z[(D*(G(z)) - c)^2], twice
+G's objective with a term in the data added, which has no gradient in G's step. For every a, b and c
+    2 C = (a + b - 2c)^2 / 2 + (b - a)^2 / 4 * Integral (p - q)^2 / (p + q).
+The integral is the Pearson divergence chi2(p + q || 2q), which is 0 only for p = q. The paper
+proves the case b - c = 1, b - a = 2, where 2 C is the divergence and nothing else.
+
+C is the value with the best D. It is not what G's step descends, in which D is fixed: there c = b
+pushes every image to a higher score, while c = (a + b) / 2 pushes those above c to a lower one. The
+default (0, 1, 1) is what the paper trains with; it finds the two codings alike.
 
     python lsgan.py                       # MNIST, or drawn digits when offline
     python lsgan.py --a -1 --b 1 --c 0    # the Pearson coding

@@ -3,9 +3,10 @@
 Goodfellow et al. 2014, arXiv:1406.2661. With s the raw score of D, D(x) = sigmoid(s(x)), they play
     min_G max_D V(D, G) = E_x[log D(x)] + E_z[log(1 - D(G(z)))]                            (eq. 1).
 Let p be the density of the data and q that of G's images. For a fixed G the best D is p / (p + q)
-(Proposition 1), and then V = -log 4 + 2 JSD(p || q) (Theorem 1): G minimises the Jensen-Shannon
-divergence. While D wins, log(1 - D(G(z))) is flat, so in practice G ascends E_z[log D(G(z))], the
-non-saturating loss (section 3).
+(Proposition 1), and then V = -log 4 + 2 JSD(p || q) (Theorem 1): in the game as written G minimises
+the Jensen-Shannon divergence. But while D wins, log(1 - D(G(z))) is flat, so in practice G ascends
+E_z[log D(G(z))], the non-saturating loss (section 3). With the best D that descends another
+divergence, 2 KL((p + q) / 2 || p) (see fgan.py), which is also 0 for p = q alone.
 
     python vanilla_gan.py                   # MNIST, or drawn digits when offline
     python vanilla_gan.py --loss minimax    # the game as written
@@ -158,7 +159,7 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
 
     Returns the losses, the mean raw scores and JSD>= = (V + log 4) / 2, in nats, by name, as
     detached scalars on the device. With the best D the last equals JSD(p || q); with any other it
-    is smaller (Theorem 1). It is an estimate from a batch of D's own training data.
+    is smaller (Theorem 1). It is estimated from training images, which D may know by heart.
     """
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     fake = G(z)
