@@ -8,13 +8,15 @@ Every error that a user can cause is an OSError or a UserError whose message is 
 """
 import contextlib
 import functools
+import io
 import math
 import os
+import re
 import socket
 import sys
+import unicodedata
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,9 +34,9 @@ if "matplotlib" not in sys.modules:
 import numpy as np
 import torch
 from matplotlib import get_data_path
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextPath
-from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import TiffImagePlugin as Tiff
+from PIL import UnidentifiedImageError
 from torchvision import datasets
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.datasets.utils import check_integrity
@@ -45,54 +47,40 @@ TORCHVISION = {
     "fashion": datasets.FashionMNIST,
     "cifar10": datasets.CIFAR10,
 }
-# what torchvision raises where it can't download or read a dataset
-TORCHVISION_ERRORS = (
-    OSError,
-    HTTPException,
-    RuntimeError,
-    ValueError,
-    AssertionError,
-    LookupError,
-    EOFError,
-)
 DOWNLOAD_TIMEOUT = 5  # seconds that a server may stay silent before the download is given up
 FOLDER_SIZE = 64  # the side of a folder's images when none is asked for
 CLASSES_LISTED = 12  # how many classes the line about the data lists
 FILES_LISTED = 10  # how many damaged files a message names
+N_THREADS = min(8, os.cpu_count() or 1)  # that decode images; each holds one in memory
 # Pillow recognises these formats but cannot decode them without another program
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-# what turns an image upright, by its EXIF orientation
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# pictures that no Pillow decodes, or not every one
+FOREIGN_SUFFIXES = {
+    ".arw", ".avif", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jxl", ".nef", ".svg",
+}  # fmt: skip
+# what systems and programs put beside pictures, in lower case; also any folder that begins with @
+SYSTEM_FOLDERS = {"__macosx", "thumbs", "$recycle.bin"}
+# the subfolders that a folder is split into, in lower case; a test set counts before a validation
+# set
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
 }
 # The text faces whose digits are the same in every matplotlib from 3.9 on. cmti10 came with 3.11,
 # and a 2 of DejaVu Serif's italics depends on the version.
 FACES = [
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSans-BoldOblique",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "DejaVuSansMono-Oblique",
-    "DejaVuSansMono-BoldOblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "STIXGeneral",
-    "STIXGeneralBol",
-    "STIXGeneralItalic",
-    "STIXGeneralBolIta",
-    "cmb10",
-    "cmr10",
-    "cmss10",
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique",
+    "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique",
+    "DejaVuSansMono-BoldOblique", "DejaVuSerif", "DejaVuSerif-Bold", "STIXGeneral",
+    "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta", "cmb10", "cmr10", "cmss10",
     "cmtt10",
-]
+]  # fmt: skip
 
 
 class UserError(ValueError):
@@ -109,7 +97,7 @@ class Data(NamedTuple):
 
 
 def load_data(
-    dataset="auto", data_dir="data", img_size=None, device="cpu", seed=0, train=True, check=None
+    dataset="auto", data_dir="data", img_size=None, device="cpu", seed=0, train=True, labelled=False
 ):
     """Load a whole dataset onto the device and print one line that describes it.
 
@@ -117,8 +105,8 @@ def load_data(
         dataset: one of
             "mnist", "fashion", "cifar10": downloaded through torchvision unless under data_dir;
             "glyphs": drawn on the spot, see draw_glyphs;
-            a folder of images: one subfolder per class, or none; where it holds the folders train
-                and test (or val), these are the training and the test set;
+            a folder of images; where it holds folders like train and test, or train and val, these
+                are the training and the test set;
             "auto": MNIST or, where it can't be had, glyphs, which a line on stderr then says.
         data_dir: where torchvision's datasets are, or are put.
         img_size: side of the square that images are cropped and resized to; None keeps the
@@ -126,8 +114,9 @@ def load_data(
         device: where the tensors go.
         seed: decides the glyphs; the other datasets ignore it.
         train: the training set, else the test set.
-        check: called as check(n_images, classes) before the images of a folder are decoded, so
-            that it can refuse them with a UserError at once.
+        labelled: take the subfolders of a folder as classes, and leave out the images beside them;
+            else every image below the folder is of one class. The other datasets have labels
+            always.
 
     Returns:
         Data; images (n, C, H, W) uint8, where a folder whose images are all grey has C = 1.
@@ -136,37 +125,37 @@ def load_data(
         OSError: the data can't be had, or files of it are damaged (the message names them).
         UserError: the dataset is unknown or has no test set, or img_size is not positive.
     """
-    check = check or (lambda n_images, classes: None)
     if dataset == "":
         raise UserError("the dataset is empty; name one, or a folder of images.")
     if img_size is not None and img_size < 1:
         raise UserError(f"the image size must be positive, not {img_size}.")
 
-    name = "mnist" if dataset == "auto" else dataset
     left_out = []
+    name = "mnist" if dataset == "auto" else dataset
+    if name in (*TORCHVISION, "glyphs") and Path(dataset).is_dir():
+        _tell(f"--dataset {dataset} is not the folder of this name, which is ./{dataset}.")
     if name in TORCHVISION:
         try:
             images, labels, classes = _load_torchvision(name, data_dir, train)
         except ConnectionError as error:
             if dataset != "auto":
-                folder, files = _torchvision_files(TORCHVISION[name], data_dir)
-                raise ConnectionError(
-                    f"{error}; put its files ({files[0][0]} and so on) into {folder}, "
-                    "or take --dataset glyphs."
-                ) from error
+                example = _torchvision_files(TORCHVISION[name], data_dir)[1][0][0]
+                advice = f"put its files there ({example} and so on), or take --dataset glyphs"
+                raise ConnectionError(f"{error}; {advice}.") from error
             name = "glyphs"
-            print(f"{error}: training on drawn digits (--dataset glyphs).", file=sys.stderr)
-    if name in TORCHVISION:
-        check(len(images), classes)
-    elif name == "glyphs":
+            _tell(f"{error}: training on drawn digits (--dataset glyphs).")
+    if name == "glyphs":
         n_images = 60000 if train else 10000
-        classes = [str(digit) for digit in range(10)]
-        check(n_images, classes)
         images, labels = draw_glyphs(n_images, seed=2 * seed + (not train))
-    else:
-        folder = Path(name).expanduser()
+        classes = [str(digit) for digit in range(10)]
+    elif name not in TORCHVISION:
+        folder = Path(os.path.expanduser(name)).resolve()  # a checkpoint works from anywhere
+        if not folder.is_dir():
+            names = ", ".join(TORCHVISION)
+            raise UserError(f"{name} is neither auto, {names}, glyphs nor a folder of images.")
+        name = str(folder)
         side = img_size or FOLDER_SIZE
-        images, labels, classes, left_out = _load_folder(folder, side, train, check)
+        images, labels, classes, left_out = _load_folder(folder, side, train, labelled)
 
     if img_size and img_size != images.shape[-1]:
         images = _resize_all(images, img_size)
@@ -201,7 +190,7 @@ def load_image(path, size):
     """Load an image file as a square: upright, in colour, its centre cropped and resized.
 
     Transparent pixels show the white page that they would lie on. Grey images of 16 bits or of
-    floats are scaled from their type's range.
+    floats are scaled from their type's range, and colours with a profile are converted to sRGB.
 
     Returns:
         (3, size, size) uint8.
@@ -242,7 +231,7 @@ def save_grid(path, images, n_columns, title="", rows=(), columns=(), captions=(
         corners.append((x, y))
     dots = grid.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
 
-    font_file = str(_font_file("DejaVuSans"))
+    font_file = _font_file("DejaVuSans")
     font, small_font = ImageFont.truetype(font_file, 11), ImageFont.truetype(font_file, 10)
     rows, columns = [str(label) for label in rows], [str(label) for label in columns]
     row_widths = [font.getlength(line) for label in rows for line in label.split("\n")]
@@ -341,7 +330,9 @@ def load_patches(n, side, photos=None, seed=0):
 
     if not Path(photos).is_dir():
         raise UserError(f"{photos} is not a folder of photographs.")
-    paths, _ = _find_images(Path(photos))
+    paths, _, left_out = _find_images(Path(photos), labelled=False)
+    if left_out:
+        _tell(f"{photos}: left out: {', '.join(left_out)}.")
     which = torch.randint(len(paths), (n,), generator=generator)
     corners = torch.rand(n, 2, generator=generator)
     patches = torch.empty(n, 3, side, side, dtype=torch.uint8)
@@ -362,7 +353,7 @@ def load_patches(n, side, photos=None, seed=0):
 
 def _font_file(face):
     """The file of a face that matplotlib ships."""
-    return Path(get_data_path(), "fonts", "ttf", f"{face}.ttf")
+    return str(Path(get_data_path(), "fonts", "ttf", f"{face}.ttf"))
 
 
 def _square_of_points(side, reach):
@@ -378,30 +369,17 @@ def _distance_field(face, digit, side=40):
     Returns:
         (side, side) over [-0.8, 0.8], y downwards, the digit in the middle.
     """
-    font = FontProperties(fname=str(_font_file(face)))
-    polygons = TextPath((0, 0), str(digit), size=10, prop=font).to_polygons()
-    outlines = [torch.from_numpy(polygon).float() for polygon in polygons]
-    low, high = torch.cat(outlines).amin(0), torch.cat(outlines).amax(0)
-    centre, height = (low + high) / 2, (high - low)[1]
-    down = torch.tensor([1.0, -1.0])  # a font's y points upwards
-    outlines = [(outline - centre) / height * down for outline in outlines]
-
-    # the segments of the outlines, from start to end
-    start = torch.cat([outline[:-1] for outline in outlines])
-    end = torch.cat([outline[1:] for outline in outlines])
-    along = end - start
-    points = _square_of_points(side, 0.8).view(-1, 1, 2)
-    # the nearest point of a segment: 0 is its start, 1 its end; some segments have no length
-    position = ((points - start) * along).sum(-1) / (along**2).sum(-1).clamp(min=1e-12)
-    nearest = start + position.clamp(0, 1)[..., None] * along
-    distance = (points - nearest).norm(dim=-1).amin(1)
-
-    # a point is inside if a ray to its right crosses the outlines an odd number of times
-    x, y = points.unbind(-1)
-    at_this_height = (start[:, 1] > y) != (end[:, 1] > y)
-    crossing = start[:, 0] + (y - start[:, 1]) / along[:, 1] * along[:, 0]
-    inside = (at_this_height & (x < crossing)).sum(1) % 2 == 1
-    return torch.where(inside, distance, -distance).view(side, side)
+    font = ImageFont.truetype(_font_file(face), 160)
+    left, top, right, bottom = font.getbbox(str(digit))
+    size = round(1.6 * (bottom - top))
+    page = Image.new("L", (size, size))
+    place = (size - left - right) / 2, (size - top - bottom) / 2
+    ImageDraw.Draw(page).text(place, str(digit), "white", font)
+    outline = torch.from_numpy(np.array(page.filter(ImageFilter.FIND_EDGES))) > 0
+    inside = torch.from_numpy(np.array(page.resize((side, side)))) > 127
+    points = _square_of_points(side, 0.8).flatten(0, 1)
+    distance = torch.cdist(points, _square_of_points(size, 0.8)[outline]).amin(1).view(side, side)
+    return torch.where(inside, distance, -distance)
 
 
 def _resize_all(images, side):
@@ -417,6 +395,16 @@ def _count(n, one, many=None):
     return f"{n} {one if n == 1 else many or one + 's'}"
 
 
+def _first(paths):
+    """The first of some paths, and whether there are more."""
+    return f"{paths[0]}{' and so on' if len(paths) > 1 else ''}"
+
+
+def _tell(sentence):
+    """Print a sentence to stderr."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
 def _print_summary(data, left_out):
     """Print one line: name, number of images, shape, classes, and what was left out."""
     n, *shape = data.images.shape
@@ -429,10 +417,9 @@ def _print_summary(data, left_out):
         line += f"; {len(data.classes)} classes: {', '.join(listed)}"
     if left_out:
         line += f"; left out: {', '.join(left_out)}"
-    # a folder's name may hold control characters, or what the terminal's encoding does not have
+    # a folder's name may hold control characters
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(line.encode(encoding, "backslashreplace").decode(encoding))
+    print(line, flush=True)
 
 
 def _load_torchvision(name, data_dir, train):
@@ -452,16 +439,16 @@ def _load_torchvision(name, data_dir, train):
         labels = torch.as_tensor(data.targets)
         if len(images) != len(labels):
             raise ValueError("the number of labels is not the number of images")
-    except TORCHVISION_ERRORS as error:
+    except Exception as error:  # it answers a missing network or a damaged file in a dozen ways
         damaged = _damaged_file(kind, data_dir)
         if damaged:
             advice = "delete it, and the next run downloads it again"
             raise OSError(f"{damaged} is damaged; {advice}.") from error
         # torchvision lists its mirrors: the reason of the last one
         reason = " ".join(str(error).split("got:")[-1].split())
-        misplaced = _misplaced_files(kind, data_dir)
+        folder, _ = _torchvision_files(kind, data_dir)
         raise ConnectionError(
-            f"{name} is not under {data_dir}{misplaced} and could not be downloaded ({reason})"
+            f"{name} is not under {folder} and could not be downloaded ({reason})"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
@@ -477,17 +464,6 @@ def _torchvision_files(kind, data_dir):
     return Path(data_dir, kind.__name__, "raw"), kind.resources
 
 
-def _misplaced_files(kind, data_dir):
-    """A remark on files of a torchvision dataset that lie near the folder where they belong."""
-    expected, files = _torchvision_files(kind, data_dir)
-    names = [name for name, _ in files]
-    names += [name.removesuffix(".gz") for name in names]
-    for folder in (Path(data_dir), Path(data_dir, "raw"), expected.parent):
-        if any((folder / name).exists() for name in names):
-            return f" (the files in {folder} are expected in {expected})"
-    return ""
-
-
 def _damaged_file(kind, data_dir):
     """The first file of a torchvision dataset that is not what it should be, or None."""
     folder, files = _torchvision_files(kind, data_dir)
@@ -500,41 +476,37 @@ def _damaged_file(kind, data_dir):
         read = read_image_file if "images" in path.name else read_label_file
         try:
             n = len(read(str(path)))
-        except (OSError, ValueError, AssertionError, LookupError, RuntimeError):
+        except Exception:
             return path
         if n_of_set.setdefault(path.name.split("-")[0], n) != n:
             return path
     return None
 
 
-def _load_folder(folder, img_size, train, check):
-    """The images of a folder as (n, C, img_size, img_size) uint8, with the subfolders as classes.
+def _load_folder(folder, img_size, train, labelled):
+    """The images of a folder as (n, C, img_size, img_size) uint8, with their labels.
 
     Returns:
         images, labels, classes, and a list that tells what was left out.
     """
-    if not folder.is_dir():
-        names = ", ".join(TORCHVISION)
-        raise UserError(f"{folder} is neither auto, {names}, glyphs nor a folder of images.")
     train_folder, test_folder = _split_folders(folder)
     if not train and test_folder is None:
         raise UserError(f"the folder {folder} has no test set.")
-    paths, names, left_out = _find_labelled_images(train_folder)
+    paths, names, left_out = _find_images(train_folder, labelled)
     classes = sorted(set(names))
     if not train:  # the indices of the classes are the training set's
-        paths, names, left_out = _find_labelled_images(test_folder)
+        paths, names, left_out = _find_images(test_folder, labelled)
         unknown = set(names) - set(classes)
         if unknown:
             name = min(unknown)
             what = f'a class "{name}"' if name else "images without a class"
             raise UserError(f"{test_folder} has {what}, unlike {train_folder}.")
-    if test_folder:
-        parts = train_folder.name, "test", "val"
-        beside = [path for path in _visible(folder) if path.name not in parts]
+    if train_folder != folder:
+        parts = [part for part in (train_folder, test_folder) if part]
+        beside = [path for path in _visible(folder) if path not in parts]
         if beside:
             what = _count(len(beside), "file or folder", "files and folders")
-            left_out.append(f"{what} beside {train_folder.name} and {test_folder.name}")
-    check(len(paths), classes)
+            left_out.append(f"{what} beside {' and '.join(part.name for part in parts)}")
 
     images = torch.empty(len(paths), 3, img_size, img_size, dtype=torch.uint8)
     is_grey = torch.empty(len(paths), dtype=torch.bool)
@@ -546,6 +518,10 @@ def _load_folder(folder, img_size, train, check):
     _decode_all(paths, keep)
     if is_grey.all():
         images = images[:, :1].contiguous()
+    dark = (images.flatten(1).amax(1) <= 16).nonzero().flatten().tolist()
+    if dark:  # values of 12 bits may lie in a file of 16
+        what = f"{_count(len(dark), 'image')} with no pixel above 1/16 of white"
+        _tell(f"{what}: {_first([paths[i] for i in dark])}.")
     index = {name: i for i, name in enumerate(classes)}
     return images, torch.tensor([index[name] for name in names]), classes, left_out
 
@@ -553,54 +529,95 @@ def _load_folder(folder, img_size, train, check):
 def _split_folders(folder):
     """The folders of the training and of the test set: the folder itself and None, if not split."""
     parts = {}
-    for name in ("train", "test", "val"):
-        part = folder / name
-        if part.is_dir() and any(_is_image(path) for path in _files_below(part)):
-            parts[name] = part
-    test = parts.get("test", parts.get("val"))
-    return (parts["train"], test) if "train" in parts and test else (folder, None)
+    for path in _visible(folder):
+        # training_set, Train-Images or testset are usual names, too
+        name = re.sub("[ _-]?(set|data|images)$", "", path.name.lower())
+        if name in SPLIT_NAMES and path.is_dir() and any(map(_is_image, _files_below(path, []))):
+            parts.setdefault(SPLIT_NAMES[name], path)
+    train, test = parts.get("train"), parts.get("test", parts.get("val"))
+    if train and not test:  # a class may be called train, but hardly one that holds folders
+        images = filter(_is_image, _files_below(train, []))
+        train = train if any(path.parent != train for path in images) else None
+    return (train, test) if train else (folder, None)
 
 
-def _find_labelled_images(folder):
-    """The images below a folder, the subfolder of each ("" for none), and what is left out."""
-    paths, n_others = _find_images(folder)
-    names = ["" if path.parent == folder else path.relative_to(folder).parts[0] for path in paths]
+def _find_images(folder, labelled):
+    """Find the images below a folder, at least one.
+
+    Returns:
+        paths, the subfolder of each, which is its class ("" for none, and for all if they are not
+        labelled), and a list that tells what is left out.
+    """
+    runs = []
+    files = list(_files_below(folder, runs))
+    paths = [path for path in files if _is_image(path)]
+    foreign = [path for path in files if not _is_image(path) and _suffix(path) in FOREIGN_SUFFIXES]
+    n_others = len(files) - len(paths) - len(foreign)
     left_out = []
     if n_others:
         left_out.append(_count(n_others, "file that is not an image", "files that are not images"))
+    if foreign:
+        what = f"{_count(len(foreign), 'image')} of a kind that Pillow can't decode"
+        left_out.append(f"{what} ({_first(foreign)})")
+    if runs:
+        what = _count(len(runs), "folder that holds", "folders that hold")
+        left_out.append(f"{what} a run's losses.csv or checkpoint.pt ({_first(runs)})")
+    if not paths:
+        only = f", only {', '.join(left_out)}" if left_out else ""
+        raise UserError(f"the folder {folder} holds no images{only}.")
+    if not labelled:
+        return paths, [""] * len(paths), left_out
+
+    # macOS takes letters and their accents apart in some names
+    classes = [unicodedata.normalize("NFC", path.relative_to(folder).parts[0]) for path in paths]
+    names = ["" if path.parent == folder else name for path, name in zip(paths, classes)]
     n_loose = names.count("")
     if 0 < n_loose < len(names):
         paths = [path for path, name in zip(paths, names) if name]
         names = [name for name in names if name]
         left_out.append(f"{_count(n_loose, 'image')} beside the class folders")
+    folders = [unicodedata.normalize("NFC", p.name) for p in _visible(folder) if p.is_dir()]
+    empty = [name for name in folders if name not in names]
+    if empty:
+        left_out.append(f"{_count(len(empty), 'folder')} without images ({_first(empty)})")
+    deepest = {path.parent for path in paths}
+    if len(set(names)) == 1 < len(deepest):
+        _tell(f"{folder} has one class; the classes seem to be in {os.path.commonpath(deepest)}.")
     return paths, names, left_out
 
 
-def _find_images(folder):
-    """The images below a folder, at least one, and the number of other files."""
-    files = list(_files_below(folder))
-    paths = [path for path in files if _is_image(path)]
-    if not paths:
-        others = f", only {_count(len(files), 'file')} of other kinds" if files else ""
-        raise UserError(f"the folder {folder} holds no images{others}.")
-    return paths, len(files) - len(paths)
+def _files_below(folder, runs, above=()):
+    """Yield the files below a folder in order; links to folders are followed, hidden files not.
 
-
-def _files_below(folder, above=()):
-    """Yield the files below a folder in order; links to folders are followed, hidden files not."""
+    The files of a folder that a run has written are no data: it is added to the list of runs.
+    """
     real = folder.resolve()
     if real in above:
         return  # a link to a folder that it lies in
+    is_run = (folder / "losses.csv").exists() or (folder / "checkpoint.pt").exists()
+    if is_run:
+        runs.append(folder)
     for path in _visible(folder):
         if path.is_dir():
-            yield from _files_below(path, (*above, real))
-        elif path.is_file() or path.is_symlink():  # not a socket; a broken link is a missing file
+            yield from _files_below(path, runs, (*above, real))
+        # not a socket; a broken link is a missing file
+        elif not is_run and (path.is_file() or path.is_symlink()):
             yield path
 
 
 def _visible(folder):
-    """What lies in a folder, sorted, without hidden files."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    """What lies in a folder, sorted, without hidden files and what programs add."""
+
+    def is_visible(path):
+        if path.name.startswith("@") or path.name.lower() in SYSTEM_FOLDERS:
+            return not path.is_dir()
+        return not path.name.startswith(".")
+
+    return sorted(filter(is_visible, folder.iterdir()))
+
+
+def _suffix(path):
+    return path.suffix.lower()
 
 
 def _is_image(path):
@@ -619,32 +636,32 @@ def _decode_all(paths, use):
     """Decode image files in threads and call use(i, image) for each, in any order.
 
     use stores what it needs, so that an image is in memory only while it is used. On a terminal, a
-    live count shows the progress.
+    live count shows the progress; what is odd about images goes to stderr.
 
     Raises:
         OSError: files can't be read; the message names them all, the first ten by their paths.
     """
-    damaged = []
+    damaged, odd = [], {}
 
     def decode(i):
         try:
-            image, is_transparent = _open_image(paths[i])
+            image, remarks = _open_image(paths[i])
         except OSError as error:
-            return False, str(error)
+            return {}, str(error)
         use(i, image)
-        return is_transparent, None
+        return remarks, None
 
-    n_transparent = 0
     live = sys.stdout is not None and sys.stdout.isatty()
     try:
-        with ThreadPoolExecutor() as pool, warnings.catch_warnings():
+        with ThreadPoolExecutor(N_THREADS) as pool, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on odd files that it reads all the same
             for done in range(0, len(paths), 64):  # a short queue, for Ctrl-C and for the count
                 if live:
                     print(f"\r{done} of {len(paths)} images", end="", flush=True)
                 chunk = range(done, min(done + 64, len(paths)))
-                for is_transparent, fault in pool.map(decode, chunk):
-                    n_transparent += is_transparent
+                for remarks, fault in pool.map(decode, chunk):
+                    for what, example in remarks.items():
+                        odd.setdefault(what, []).append(example)
                     if fault:
                         damaged.append(fault)
     finally:
@@ -661,57 +678,95 @@ def _decode_all(paths, use):
             f"{len(damaged)} of {len(paths)} files can't be read as images, "
             f"take them out of the folder: {'; '.join(listed)}."
         )
-    if n_transparent:
-        what = _count(n_transparent, "image has", "images have")
-        print(f"{what} transparent pixels: they are laid on white.", file=sys.stderr)
+    for what, examples in odd.items():
+        _tell(f"{_count(len(examples), 'image')} with {what}: {_first(examples)}.")
 
 
 def _open_image(path):
-    """An image file as an upright RGB image, and whether parts of it are transparent."""
+    """Open an image file.
+
+    Returns:
+        an upright RGB image, and a dict of remarks: what is odd about it, and where.
+    """
+    remarks = {}
     try:
         with Image.open(path) as file:
             file.load()
-            image = _upright(file)
-        if image.mode.startswith(("I", "F")):
-            image = _scaled_to_bytes(image, file.format)
-        if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
-            return image.convert("RGB"), False
-        image = image.convert("RGBA")
-        page = Image.new("RGBA", image.size, "white")
-        is_transparent = image.getchannel("A").getextrema()[0] < 255
-        return Image.alpha_composite(page, image).convert("RGB"), is_transparent
+            with contextlib.suppress(Exception):  # damaged EXIF data; the pixels are sound
+                ImageOps.exif_transpose(file, in_place=True)
+            image = file.copy()  # outlives the file
+            n_frames = 1
+            with contextlib.suppress(Exception):  # another frame is damaged
+                n_frames = getattr(file, "n_frames", 1)
+        if n_frames > 1 and file.format not in ("MPO", "PSD"):  # previews, layers
+            what = "several pages or frames, of which only the first is used"
+            remarks[what] = f"{path} has {n_frames}"
+        image = _with_known_values(image, file)
+
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+        elif image.mode not in ("RGB", "CMYK"):
+            image = image.convert("RGB")
+        # what fails is a damaged profile, or a Pillow without littlecms
+        with contextlib.suppress(OSError, ImportError, ImageCms.PyCMSError):
+            to_srgb = _srgb_transform(image.info.get("icc_profile"), image.mode)
+            image = ImageCms.applyTransform(image, to_srgb) if to_srgb else image
+
+        # an alpha of 0 everywhere is none: 32-bit BMP and TGA often have it
+        least, most = image.getchannel("A").getextrema() if image.mode == "RGBA" else (255, 255)
+        if least < 255 and most > 0:
+            remarks["transparent pixels, which are laid on white"] = path
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB"), remarks
     except MemoryError:
         raise
     except Exception as error:  # Pillow answers a damaged, huge or foreign file in a dozen ways
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = "its content is not that of an image"
+            reason = "its content is of no kind that Pillow can decode"
         raise OSError(f"{path} can't be read as an image ({reason})") from error
 
 
-def _upright(image):
-    """An image turned as its EXIF orientation says."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # the EXIF data is damaged; the pixels are sound
-        orientation = None
-    if orientation in UPRIGHT:
-        return image.transpose(UPRIGHT[orientation])
-    return image.copy()  # outlives the file
+def _with_known_values(image, file):
+    """The image with grey of more than 8 bits as bytes, and a fourth channel only if it is alpha.
 
+    file has what Pillow read beside the pixels: it leaves it to us what the values mean.
+    """
+    tags = getattr(file, "tag_v2", {})  # of TIFF
+    if file.format == "FITS":
+        raise ValueError("no value of a FITS file is known to be white")
+    if tags.get(Tiff.SAMPLEFORMAT, (1,))[0] == 2:
+        raise ValueError("its pixels are signed integers, of which none is known to be white")
+    if image.mode == "RGBA" and file.format == "TIFF" and Tiff.EXTRASAMPLES not in tags:
+        return image.convert("RGB")  # the fourth may be near infrared
+    if not image.mode.startswith(("I", "F")):
+        return image
 
-def _scaled_to_bytes(image, file_format):
-    """A grey image of 16-bit integers, or of floats in [0, 1], as one of bytes."""
     if image.mode == "F":
         white = 1
-    elif image.mode != "I" or file_format in ("PNG", "PPM"):
-        white = 65535
+    elif image.mode != "I" or file.format in ("PNG", "PPM"):
+        white = 2 ** tags.get(Tiff.BITSPERSAMPLE, (16,))[0] - 1
     else:
         raise ValueError("its pixels are 32-bit integers, of which none is known to be white")
-    pixels = np.asarray(image, dtype=np.float64) / white
-    if not (pixels.min() >= 0 and pixels.max() <= 1):  # not a number is refused, too
+    levels = np.asarray(image) * np.float32(255 / white)  # no float64, which would take much memory
+    np.rint(levels, out=levels)
+    if not (levels.min() >= 0 and levels.max() <= 255):  # not a number is refused, too
         raise ValueError("its pixels are floats outside the range of 0 to 1")
-    return Image.fromarray((255 * pixels).round().astype(np.uint8))
+    if tags.get(Tiff.PHOTOMETRIC_INTERPRETATION) == 0:  # white is 0
+        levels = 255 - levels
+    return Image.fromarray(levels.astype(np.uint8))
+
+
+@functools.lru_cache(maxsize=32)
+def _srgb_transform(profile, mode):
+    """The transform of an image from a colour profile to sRGB; None if it needs none."""
+    if not profile:
+        return None
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if "sRGB" in ImageCms.getProfileDescription(source):
+        return None
+    target = ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(source, target, mode, "RGBA" if mode == "RGBA" else "RGB")
 
 
 def _to_square(image, size):
