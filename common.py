@@ -34,9 +34,7 @@ if "matplotlib" not in sys.modules:
 import numpy as np
 import torch
 from matplotlib import get_data_path
-from PIL import Image, ImageCms, ImageDraw, ImageFilter, ImageFont, ImageOps
-from PIL import TiffImagePlugin as Tiff
-from PIL import UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFilter, ImageFont, ImageOps
 from torchvision import datasets
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.datasets.utils import check_integrity
@@ -48,30 +46,16 @@ TORCHVISION = {
     "cifar10": datasets.CIFAR10,
 }
 DOWNLOAD_TIMEOUT = 5  # seconds that a server may stay silent before the download is given up
-FOLDER_SIZE = 64  # the side of a folder's images when none is asked for
 CLASSES_LISTED = 12  # how many classes the line about the data lists
 FILES_LISTED = 10  # how many damaged files a message names
 N_THREADS = min(8, os.cpu_count() or 1)  # that decode images; each holds one in memory
 # Pillow recognises these formats but cannot decode them without another program
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-# pictures that no Pillow decodes, or not every one
-FOREIGN_SUFFIXES = {
-    ".arw", ".avif", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jxl", ".nef", ".svg",
-}  # fmt: skip
-# what systems and programs put beside pictures, in lower case; also any folder that begins with @
+FOREIGN = {".avif", ".heic", ".heif", ".jxl"}  # pictures that not every Pillow can decode
+# folders that systems put beside pictures; another is any whose name begins with @
 SYSTEM_FOLDERS = {"__macosx", "thumbs", "$recycle.bin"}
-# the subfolders that a folder is split into, in lower case; a test set counts before a validation
-# set
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-}
+# what the folder of a test set may be called; the first that is there counts
+TEST_NAMES = "test", "testing", "val", "valid", "validation", "dev"
 # The text faces whose digits are the same in every matplotlib from 3.9 on. cmti10 came with 3.11,
 # and a 2 of DejaVu Serif's italics depends on the version.
 FACES = [
@@ -102,24 +86,19 @@ def load_data(
     """Load a whole dataset onto the device and print one line that describes it.
 
     Args:
-        dataset: one of
-            "mnist", "fashion", "cifar10": downloaded through torchvision unless under data_dir;
-            "glyphs": drawn on the spot, see draw_glyphs;
-            a folder of images; where it holds folders like train and test, or train and val, these
-                are the training and the test set;
-            "auto": MNIST or, where it can't be had, glyphs, which a line on stderr then says.
+        dataset: "mnist", "fashion" or "cifar10", downloaded unless they are under data_dir; "glyphs",
+            see draw_glyphs; "auto", MNIST or, where it can't be had, glyphs; or a folder of images,
+            whose folders train and test, if it has them, are the training and the test set.
         data_dir: where torchvision's datasets are, or are put.
-        img_size: side of the square that images are cropped and resized to; None keeps the
-            dataset's own, which is 64 for a folder.
+        img_size: the side of the square images; None keeps the dataset's own, 64 for a folder.
         device: where the tensors go.
-        seed: decides the glyphs; the other datasets ignore it.
+        seed: decides the glyphs.
         train: the training set, else the test set.
-        labelled: take the subfolders of a folder as classes, and leave out the images beside them;
-            else every image below the folder is of one class. The other datasets have labels
-            always.
+        labelled: take a folder's subfolders as classes and leave out the images beside them, else
+            all that is below the folder as one class.
 
     Returns:
-        Data; images (n, C, H, W) uint8, where a folder whose images are all grey has C = 1.
+        Data; a folder whose images are all grey has C = 1.
 
     Raises:
         OSError: the data can't be had, or files of it are damaged (the message names them).
@@ -139,8 +118,7 @@ def load_data(
             images, labels, classes = _load_torchvision(name, data_dir, train)
         except ConnectionError as error:
             if dataset != "auto":
-                example = _torchvision_files(TORCHVISION[name], data_dir)[1][0][0]
-                advice = f"put its files there ({example} and so on), or take --dataset glyphs"
+                advice = "put its files there, or take --dataset glyphs"
                 raise ConnectionError(f"{error}; {advice}.") from error
             name = "glyphs"
             _tell(f"{error}: training on drawn digits (--dataset glyphs).")
@@ -154,11 +132,11 @@ def load_data(
             names = ", ".join(TORCHVISION)
             raise UserError(f"{name} is neither auto, {names}, glyphs nor a folder of images.")
         name = str(folder)
-        side = img_size or FOLDER_SIZE
-        images, labels, classes, left_out = _load_folder(folder, side, train, labelled)
+        images, labels, classes, left_out = _load_folder(folder, img_size or 64, train, labelled)
 
     if img_size and img_size != images.shape[-1]:
-        images = _resize_all(images, img_size)
+        parts = images.split(1000)  # resize takes four bytes for one, or more
+        images = torch.cat([resize(part, [img_size, img_size]) for part in parts])
     data = Data(name, images.to(device), labels.to(device), classes)
     _print_summary(data, left_out)
     return data
@@ -187,13 +165,10 @@ def get_device(cuda):
 
 
 def load_image(path, size):
-    """Load an image file as a square: upright, in colour, its centre cropped and resized.
+    """Load an image file as (3, size, size) uint8: upright, in sRGB, its centre square resized.
 
     Transparent pixels show the white page that they would lie on. Grey images of 16 bits or of
-    floats are scaled from their type's range, and colours with a profile are converted to sRGB.
-
-    Returns:
-        (3, size, size) uint8.
+    floats are scaled from their type's range.
 
     Raises:
         OSError: the file can't be read as an image; the message names it.
@@ -215,47 +190,41 @@ def save_grid(path, images, n_columns, title="", rows=(), columns=(), captions=(
         title: a line above the grid.
         rows, columns, captions: a label for each row, for each column, for each image, or none.
     """
-    n, _, height, width = images.shape
-    n_columns = min(n_columns, n)
-    n_rows = math.ceil(n / n_columns)
-    gap = 8 if captions else 2  # pixels between two images
-    scale = 2  # dots per pixel
     levels = ((images.detach().cpu().float() + 1) * 127.5).round().clamp(0, 255).byte()
-    grid_size = gap + n_rows * (height + gap), gap + n_columns * (width + gap)
-    grid = torch.full((*grid_size, 3), 128, dtype=torch.uint8)
-    corners = []  # of each image in the grid, in pixels
-    for i, image in enumerate(levels.expand(-1, 3, -1, -1)):
-        row, column = divmod(i, n_columns)
-        y, x = gap + row * (height + gap), gap + column * (width + gap)
-        grid[y : y + height, x : x + width] = image.permute(1, 2, 0)
-        corners.append((x, y))
-    dots = grid.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+    # all lengths from here on are in dots, two per pixel
+    dots = levels.expand(-1, 3, -1, -1).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    n, _, height, width = dots.shape
+    n_columns = min(n_columns, n)
+    gap = 16 if captions else 4  # between two images
+    margin = 8
 
     font_file = _font_file("DejaVuSans")
     font, small_font = ImageFont.truetype(font_file, 11), ImageFont.truetype(font_file, 10)
     rows, columns = [str(label) for label in rows], [str(label) for label in columns]
     row_widths = [font.getlength(line) for label in rows for line in label.split("\n")]
     column_lines = max((label.count("\n") + 1 for label in columns), default=0)
-    margin = 8
     left = margin + (4 + round(max(row_widths)) if rows else 0)
     top = margin + (16 if title else 0) + 14 * column_lines
+    right = left + n_columns * (width + gap) + gap
+    bottom = top + math.ceil(n / n_columns) * (height + gap) + gap
 
-    page_size = left + dots.shape[1] + margin, top + dots.shape[0] + margin
-    page = Image.new("RGB", page_size, "white")
-    page.paste(Image.fromarray(dots.numpy()), (left, top))
+    page = Image.new("RGB", (right + margin, bottom + margin), "white")
+    page.paste((128, 128, 128), (left, top, right, bottom))
+    corners = []  # of the images
+    for i, image in enumerate(dots):
+        row, column = divmod(i, n_columns)
+        corners.append((left + gap + column * (width + gap), top + gap + row * (height + gap)))
+        page.paste(Image.fromarray(image.permute(1, 2, 0).numpy()), corners[i])
     draw = ImageDraw.Draw(page)
     # an anchor is the point of the text that lies at the place given: l(eft), m(iddle), r(ight),
     # then a(scender), m(iddle), d(escender)
     draw.text((left, 4), title, "black", font, anchor="la")
     for label, (_, y) in zip(rows, corners[::n_columns]):
-        place = left - 4, top + scale * (y + height / 2)
-        draw.text(place, label, "black", font, anchor="rm", align="right")
+        draw.text((left - 4, y + height / 2), label, "black", font, anchor="rm", align="right")
     for label, (x, _) in zip(columns, corners[:n_columns]):
-        place = left + scale * (x + width / 2), top - 1
-        draw.text(place, label, "black", font, anchor="md", align="center")
+        draw.text((x + width / 2, top - 1), label, "black", font, anchor="md", align="center")
     for label, (x, y) in zip(captions, corners):
-        place = left + scale * x, top + scale * y - 1
-        draw.text(place, str(label), "black", small_font, anchor="ld")
+        draw.text((x, y - 1), str(label), "black", small_font, anchor="ld")
     page.save(path)
 
 
@@ -317,10 +286,8 @@ def load_patches(n, side, photos=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
     size = max(256, side)
     if photos is None:
-        coarse_to_fine = [
-            torch.randn(100, 3, 2**k, 2**k, generator=generator) for k in range(1, 7)
-        ]
-        octaves = [resize(noise, [size, size]) for noise in coarse_to_fine]
+        noise = [torch.randn(100, 3, 2**k, 2**k, generator=generator) for k in range(1, 7)]
+        octaves = [resize(coarse, [size, size]) for coarse in noise]
         clouds = sum(octave / 2 ** (k / 2) for k, octave in enumerate(octaves))
         clouds = (128 + 64 * clouds).clamp(0, 255).byte()
         which = torch.randint(len(clouds), (n,), generator=generator).tolist()
@@ -363,41 +330,35 @@ def _square_of_points(side, reach):
 
 
 @functools.cache
-def _distance_field(face, digit, side=40):
+def _distance_field(face, digit):
     """The distance to the outline of a digit of height 1, positive inside it.
 
     Returns:
-        (side, side) over [-0.8, 0.8], y downwards, the digit in the middle.
+        (40, 40) over [-0.8, 0.8], y downwards, the digit in the middle.
     """
+    page = Image.new("L", (400, 400))
     font = ImageFont.truetype(_font_file(face), 160)
-    left, top, right, bottom = font.getbbox(str(digit))
-    size = round(1.6 * (bottom - top))
-    page = Image.new("L", (size, size))
-    place = (size - left - right) / 2, (size - top - bottom) / 2
-    ImageDraw.Draw(page).text(place, str(digit), "white", font)
-    outline = torch.from_numpy(np.array(page.filter(ImageFilter.FIND_EDGES))) > 0
-    inside = torch.from_numpy(np.array(page.resize((side, side)))) > 127
-    points = _square_of_points(side, 0.8).flatten(0, 1)
-    distance = torch.cdist(points, _square_of_points(size, 0.8)[outline]).amin(1).view(side, side)
-    return torch.where(inside, distance, -distance)
+    ImageDraw.Draw(page).text((200, 200), str(digit), "white", font, anchor="mm")
+    left, top, right, bottom = page.getbbox()
+    x, y, reach = (left + right) / 2, (top + bottom) / 2, 0.8 * (bottom - top)
+    page = page.resize((157, 157), box=(x - reach, y - reach, x + reach, y + reach))
+    page = page.point(lambda level: 255 * (level > 127))
+    outline = pil_to_tensor(page.filter(ImageFilter.FIND_EDGES))[0] > 0
+    inside = pil_to_tensor(page)[0, ::4, ::4] > 0
+    points = _square_of_points(157, 0.8)  # every fourth is one of the 40
+    distance = torch.cdist(points[::4, ::4].flatten(0, 1), points[outline]).amin(1)
+    return torch.where(inside, distance.view(40, 40), -distance.view(40, 40))
 
 
-def _resize_all(images, side):
-    """(n, C, H, W) uint8 as (n, C, side, side), a thousand at a time to bound the memory."""
-    resized = torch.empty(*images.shape[:2], side, side, dtype=torch.uint8)
-    for i in range(0, len(images), 1000):
-        resized[i : i + 1000] = resize(images[i : i + 1000], [side, side], antialias=True)
-    return resized
-
-
-def _count(n, one, many=None):
+def _count(n, noun):
     """A number with its noun: 1 image, 2 images."""
-    return f"{n} {one if n == 1 else many or one + 's'}"
+    return f"{n} {noun if n == 1 else noun + 's'}"
 
 
-def _first(paths):
-    """The first of some paths, and whether there are more."""
-    return f"{paths[0]}{' and so on' if len(paths) > 1 else ''}"
+def _some(paths, noun, which):
+    """How many files there are of a kind, and the first: 2 images with frames (a.gif and so on)."""
+    more = " and so on" if len(paths) > 1 else ""
+    return f"{_count(len(paths), noun)} {which} ({paths[0]}{more})"
 
 
 def _tell(sentence):
@@ -442,14 +403,12 @@ def _load_torchvision(name, data_dir, train):
     except Exception as error:  # it answers a missing network or a damaged file in a dozen ways
         damaged = _damaged_file(kind, data_dir)
         if damaged:
-            advice = "delete it, and the next run downloads it again"
-            raise OSError(f"{damaged} is damaged; {advice}.") from error
+            raise OSError(f"{damaged} is damaged; delete it to download it again.") from error
         # torchvision lists its mirrors: the reason of the last one
         reason = " ".join(str(error).split("got:")[-1].split())
-        folder, _ = _torchvision_files(kind, data_dir)
-        raise ConnectionError(
-            f"{name} is not under {folder} and could not be downloaded ({reason})"
-        ) from error
+        folder, files = _torchvision_files(kind, data_dir)
+        missing = f"{name} is not under {folder} ({files[0][0]} and so on)"
+        raise ConnectionError(f"{missing} and could not be downloaded ({reason})") from error
     finally:
         socket.setdefaulttimeout(timeout)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
@@ -501,27 +460,21 @@ def _load_folder(folder, img_size, train, labelled):
             name = min(unknown)
             what = f'a class "{name}"' if name else "images without a class"
             raise UserError(f"{test_folder} has {what}, unlike {train_folder}.")
-    if train_folder != folder:
-        parts = [part for part in (train_folder, test_folder) if part]
-        beside = [path for path in _visible(folder) if path not in parts]
-        if beside:
-            what = _count(len(beside), "file or folder", "files and folders")
-            left_out.append(f"{what} beside {' and '.join(part.name for part in parts)}")
+    beside = [path for path in _visible(folder) if path not in (train_folder, test_folder)]
+    if train_folder != folder and beside:
+        left_out.append(_some(beside, "item", "beside the training and the test set"))
 
     images = torch.empty(len(paths), 3, img_size, img_size, dtype=torch.uint8)
-    is_grey = torch.empty(len(paths), dtype=torch.bool)
 
     def keep(i, image):
         images[i] = _to_square(image, img_size)
-        is_grey[i] = (images[i] == images[i, :1]).all()
 
     _decode_all(paths, keep)
-    if is_grey.all():
+    if all((part == part[:, :1]).all() for part in images.split(1000)):  # all are grey
         images = images[:, :1].contiguous()
-    dark = (images.flatten(1).amax(1) <= 16).nonzero().flatten().tolist()
+    dark = [path for path, top in zip(paths, images.flatten(1).amax(1).tolist()) if top <= 16]
     if dark:  # values of 12 bits may lie in a file of 16
-        what = f"{_count(len(dark), 'image')} with no pixel above 1/16 of white"
-        _tell(f"{what}: {_first([paths[i] for i in dark])}.")
+        _tell(f"{_some(dark, 'image', 'with no pixel above 1/16 of white')}.")
     index = {name: i for i, name in enumerate(classes)}
     return images, torch.tensor([index[name] for name in names]), classes, left_out
 
@@ -532,13 +485,20 @@ def _split_folders(folder):
     for path in _visible(folder):
         # training_set, Train-Images or testset are usual names, too
         name = re.sub("[ _-]?(set|data|images)$", "", path.name.lower())
-        if name in SPLIT_NAMES and path.is_dir() and any(map(_is_image, _files_below(path, []))):
-            parts.setdefault(SPLIT_NAMES[name], path)
-    train, test = parts.get("train"), parts.get("test", parts.get("val"))
-    if train and not test:  # a class may be called train, but hardly one that holds folders
-        images = filter(_is_image, _files_below(train, []))
-        train = train if any(path.parent != train for path in images) else None
-    return (train, test) if train else (folder, None)
+        is_part = name in ("train", "training", *TEST_NAMES) and path.is_dir()
+        if is_part and any(_images_below(path)):
+            parts[name] = path
+    train = parts.get("train", parts.get("training"))
+    test = next((parts[name] for name in TEST_NAMES if name in parts), None)
+    # a class may be called train, but hardly one that holds folders
+    if train and (test or any(path.parent != train for path in _images_below(train))):
+        return train, test
+    return folder, None
+
+
+def _images_below(folder):
+    """Yield the images below a folder."""
+    return filter(_is_image, _files_below(folder, []))
 
 
 def _find_images(folder, labelled):
@@ -548,41 +508,34 @@ def _find_images(folder, labelled):
         paths, the subfolder of each, which is its class ("" for none, and for all if they are not
         labelled), and a list that tells what is left out.
     """
-    runs = []
+    runs, loose, empty = [], [], []
     files = list(_files_below(folder, runs))
     paths = [path for path in files if _is_image(path)]
-    foreign = [path for path in files if not _is_image(path) and _suffix(path) in FOREIGN_SUFFIXES]
-    n_others = len(files) - len(paths) - len(foreign)
-    left_out = []
-    if n_others:
-        left_out.append(_count(n_others, "file that is not an image", "files that are not images"))
-    if foreign:
-        what = f"{_count(len(foreign), 'image')} of a kind that Pillow can't decode"
-        left_out.append(f"{what} ({_first(foreign)})")
-    if runs:
-        what = _count(len(runs), "folder that holds", "folders that hold")
-        left_out.append(f"{what} a run's losses.csv or checkpoint.pt ({_first(runs)})")
+    others = [path for path in files if not _is_image(path) and path.suffix.lower() not in FOREIGN]
+    foreign = [path for path in files if not _is_image(path) and path.suffix.lower() in FOREIGN]
+    names = [""] * len(paths)
+    if labelled and any(path.parent != folder for path in paths):
+        loose = [path for path in paths if path.parent == folder]
+        paths = [path for path in paths if path.parent != folder]
+        names = [path.relative_to(folder).parts[0] for path in paths]
+        empty = [p for p in _visible(folder) if p.is_dir() and p.name not in set(names)]
+        # macOS takes letters and their accents apart in some names
+        names = [unicodedata.normalize("NFC", name) for name in names]
+        parents = {path.parent for path in paths}
+        if len(set(names)) == 1 < len(parents):
+            place = os.path.commonpath(parents)
+            _tell(f"{folder} has one class; the classes seem to be in {place}.")
+    kinds = [
+        (others, "file", "of other kinds"),
+        (foreign, "image", "of a kind that Pillow can't decode"),
+        (runs, "folder", "with a run's losses.csv or checkpoint.pt"),
+        (loose, "image", "beside the class folders"),
+        (empty, "folder", "without images"),
+    ]
+    left_out = [_some(*kind) for kind in kinds if kind[0]]
     if not paths:
         only = f", only {', '.join(left_out)}" if left_out else ""
         raise UserError(f"the folder {folder} holds no images{only}.")
-    if not labelled:
-        return paths, [""] * len(paths), left_out
-
-    # macOS takes letters and their accents apart in some names
-    classes = [unicodedata.normalize("NFC", path.relative_to(folder).parts[0]) for path in paths]
-    names = ["" if path.parent == folder else name for path, name in zip(paths, classes)]
-    n_loose = names.count("")
-    if 0 < n_loose < len(names):
-        paths = [path for path, name in zip(paths, names) if name]
-        names = [name for name in names if name]
-        left_out.append(f"{_count(n_loose, 'image')} beside the class folders")
-    folders = [unicodedata.normalize("NFC", p.name) for p in _visible(folder) if p.is_dir()]
-    empty = [name for name in folders if name not in names]
-    if empty:
-        left_out.append(f"{_count(len(empty), 'folder')} without images ({_first(empty)})")
-    deepest = {path.parent for path in paths}
-    if len(set(names)) == 1 < len(deepest):
-        _tell(f"{folder} has one class; the classes seem to be in {os.path.commonpath(deepest)}.")
     return paths, names, left_out
 
 
@@ -616,20 +569,10 @@ def _visible(folder):
     return sorted(filter(is_visible, folder.iterdir()))
 
 
-def _suffix(path):
-    return path.suffix.lower()
-
-
 def _is_image(path):
-    """Whether a file's name has the ending of an image."""
-    return path.suffix.lower() in _image_suffixes()
-
-
-@functools.cache
-def _image_suffixes():
-    """The endings of the formats that Pillow can decode."""
-    suffixes = Image.registered_extensions()
-    return {s for s, kind in suffixes.items() if kind in Image.OPEN and kind not in NOT_DECODED}
+    """Whether a file's name has the ending of a format that Pillow can decode."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    return kind in Image.OPEN and kind not in NOT_DECODED
 
 
 def _decode_all(paths, use):
@@ -668,26 +611,18 @@ def _decode_all(paths, use):
         if live:
             print(f"\r{' ' * len(f'{len(paths)} of {len(paths)} images')}\r", end="", flush=True)
 
-    if len(damaged) == 1:
-        raise OSError(f"{damaged[0]}; take it out of the folder.")
     if damaged:
         listed = damaged[:FILES_LISTED]
         if len(damaged) > FILES_LISTED:
             listed.append(f"and {len(damaged) - FILES_LISTED} more")
-        raise OSError(
-            f"{len(damaged)} of {len(paths)} files can't be read as images, "
-            f"take them out of the folder: {'; '.join(listed)}."
-        )
+        advice = f"take {len(damaged)} of {len(paths)} files out of the folder"
+        raise OSError(f"{advice}: {'; '.join(listed)}.")
     for what, examples in odd.items():
-        _tell(f"{_count(len(examples), 'image')} with {what}: {_first(examples)}.")
+        _tell(f"{_some(examples, 'image', f'with {what}')}.")
 
 
 def _open_image(path):
-    """Open an image file.
-
-    Returns:
-        an upright RGB image, and a dict of remarks: what is odd about it, and where.
-    """
+    """An image file as an upright RGB image, and remarks: what is odd about it, and where."""
     remarks = {}
     try:
         with Image.open(path) as file:
@@ -722,7 +657,7 @@ def _open_image(path):
         raise
     except Exception as error:  # Pillow answers a damaged, huge or foreign file in a dozen ways
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
+        if isinstance(error, Image.UnidentifiedImageError):
             reason = "its content is of no kind that Pillow can decode"
         raise OSError(f"{path} can't be read as an image ({reason})") from error
 
@@ -735,9 +670,9 @@ def _with_known_values(image, file):
     tags = getattr(file, "tag_v2", {})  # of TIFF
     if file.format == "FITS":
         raise ValueError("no value of a FITS file is known to be white")
-    if tags.get(Tiff.SAMPLEFORMAT, (1,))[0] == 2:
+    if tags.get(ExifTags.Base.SampleFormat, (1,))[0] == 2:
         raise ValueError("its pixels are signed integers, of which none is known to be white")
-    if image.mode == "RGBA" and file.format == "TIFF" and Tiff.EXTRASAMPLES not in tags:
+    if image.mode == "RGBA" and file.format == "TIFF" and ExifTags.Base.ExtraSamples not in tags:
         return image.convert("RGB")  # the fourth may be near infrared
     if not image.mode.startswith(("I", "F")):
         return image
@@ -745,14 +680,14 @@ def _with_known_values(image, file):
     if image.mode == "F":
         white = 1
     elif image.mode != "I" or file.format in ("PNG", "PPM"):
-        white = 2 ** tags.get(Tiff.BITSPERSAMPLE, (16,))[0] - 1
+        white = 2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
     else:
         raise ValueError("its pixels are 32-bit integers, of which none is known to be white")
     levels = np.asarray(image) * np.float32(255 / white)  # no float64, which would take much memory
     np.rint(levels, out=levels)
     if not (levels.min() >= 0 and levels.max() <= 255):  # not a number is refused, too
         raise ValueError("its pixels are floats outside the range of 0 to 1")
-    if tags.get(Tiff.PHOTOMETRIC_INTERPRETATION) == 0:  # white is 0
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is 0
         levels = 255 - levels
     return Image.fromarray(levels.astype(np.uint8))
 
