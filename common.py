@@ -26,10 +26,9 @@ if "matplotlib" not in sys.modules:
     backend = os.environ.pop("MPLBACKEND", "")
     import matplotlib
 
-    if backend:
-        with contextlib.suppress(ValueError):
-            matplotlib.rcParams["backend"] = backend
-            os.environ["MPLBACKEND"] = backend
+    with contextlib.suppress(ValueError):
+        matplotlib.rcParams["backend"] = backend
+        os.environ["MPLBACKEND"] = backend
 
 import numpy as np
 import torch
@@ -46,12 +45,12 @@ TORCHVISION = {
     "cifar10": datasets.CIFAR10,
 }
 DOWNLOAD_TIMEOUT = 5  # seconds that a server may stay silent before the download is given up
-CLASSES_LISTED = 12  # how many classes the line about the data lists
-FILES_LISTED = 10  # how many damaged files a message names
+CLASSES_LISTED = 12  # in the line about the data
+FILES_LISTED = 10  # of those that are damaged, in the message
+BILINEAR = Image.Resampling.BILINEAR
 N_THREADS = min(8, os.cpu_count() or 1)  # that decode images; each holds one in memory
 # Pillow recognises these formats but cannot decode them without another program
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-FOREIGN = {".avif", ".heic", ".heif", ".jxl"}  # pictures that not every Pillow can decode
 # folders that systems put beside pictures; another is any whose name begins with @
 SYSTEM_FOLDERS = {"__macosx", "thumbs", "$recycle.bin"}
 # what the folder of a test set may be called; the first that is there counts
@@ -60,10 +59,9 @@ TEST_NAMES = "test", "testing", "val", "valid", "validation", "dev"
 # and a 2 of DejaVu Serif's italics depends on the version.
 FACES = [
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique",
-    "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique",
-    "DejaVuSansMono-BoldOblique", "DejaVuSerif", "DejaVuSerif-Bold", "STIXGeneral",
-    "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta", "cmb10", "cmr10", "cmss10",
-    "cmtt10",
+    "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique",
+    "DejaVuSerif", "DejaVuSerif-Bold", "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic",
+    "STIXGeneralBolIta", "cmb10", "cmr10", "cmss10", "cmtt10",
 ]  # fmt: skip
 
 
@@ -86,8 +84,8 @@ def load_data(
     """Load a whole dataset onto the device and print one line that describes it.
 
     Args:
-        dataset: "mnist", "fashion" or "cifar10", downloaded unless they are under data_dir; "glyphs",
-            see draw_glyphs; "auto", MNIST or, where it can't be had, glyphs; or a folder of images,
+        dataset: "mnist", "fashion" or "cifar10", downloaded unless under data_dir; "glyphs", see
+            draw_glyphs; "auto", MNIST or, where it can't be had, glyphs; or a folder of images,
             whose folders train and test, if it has them, are the training and the test set.
         data_dir: where torchvision's datasets are, or are put.
         img_size: the side of the square images; None keeps the dataset's own, 64 for a folder.
@@ -99,13 +97,7 @@ def load_data(
 
     Returns:
         Data; a folder whose images are all grey has C = 1.
-
-    Raises:
-        OSError: the data can't be had, or files of it are damaged (the message names them).
-        UserError: the dataset is unknown or has no test set, or img_size is not positive.
     """
-    if dataset == "":
-        raise UserError("the dataset is empty; name one, or a folder of images.")
     if img_size is not None and img_size < 1:
         raise UserError(f"the image size must be positive, not {img_size}.")
 
@@ -123,14 +115,13 @@ def load_data(
             name = "glyphs"
             _tell(f"{error}: training on drawn digits (--dataset glyphs).")
     if name == "glyphs":
-        n_images = 60000 if train else 10000
-        images, labels = draw_glyphs(n_images, seed=2 * seed + (not train))
+        images, labels = draw_glyphs(60000 if train else 10000, seed=2 * seed + (not train))
         classes = [str(digit) for digit in range(10)]
     elif name not in TORCHVISION:
         folder = Path(os.path.expanduser(name)).resolve()  # a checkpoint works from anywhere
-        if not folder.is_dir():
+        if name == "" or not folder.is_dir():
             names = ", ".join(TORCHVISION)
-            raise UserError(f"{name} is neither auto, {names}, glyphs nor a folder of images.")
+            raise UserError(f"'{name}' is neither auto, {names}, glyphs nor a folder of images.")
         name = str(folder)
         images, labels, classes, left_out = _load_folder(folder, img_size or 64, train, labelled)
 
@@ -169,9 +160,6 @@ def load_image(path, size):
 
     Transparent pixels show the white page that they would lie on. Grey images of 16 bits or of
     floats are scaled from their type's range.
-
-    Raises:
-        OSError: the file can't be read as an image; the message names it.
     """
     image, _ = _open_image(path)
     return _to_square(image, size)
@@ -198,8 +186,7 @@ def save_grid(path, images, n_columns, title="", rows=(), columns=(), captions=(
     gap = 16 if captions else 4  # between two images
     margin = 8
 
-    font_file = _font_file("DejaVuSans")
-    font, small_font = ImageFont.truetype(font_file, 11), ImageFont.truetype(font_file, 10)
+    font, small_font = (ImageFont.truetype(_font_file("DejaVuSans"), size) for size in (11, 10))
     rows, columns = [str(label) for label in rows], [str(label) for label in columns]
     row_widths = [font.getlength(line) for label in rows for line in label.split("\n")]
     column_lines = max((label.count("\n") + 1 for label in columns), default=0)
@@ -260,8 +247,8 @@ def draw_glyphs(n, seed=0):
 
     images = torch.empty(n, 1, 28, 28, dtype=torch.uint8)
     for i in torch.arange(n).split(2000):
-        points = (pixels - shift[i]) @ linear[i].mT / 0.8  # the fields cover [-0.8, 0.8]
-        points = points.view(-1, 28, 28, 2)
+        # the fields cover [-0.8, 0.8]
+        points = ((pixels - shift[i]) @ linear[i].mT / 0.8).view(-1, 28, 28, 2)
         # nn.functional.grid_sample, bilinear (0), clamped to the border (1), corners aligned
         depth = torch.grid_sampler(fields[glyph[i], None], points, 0, 1, True)
         widen = (stroke[i] - half_stroke[glyph[i]]).view(-1, 1, 1, 1)
@@ -271,17 +258,11 @@ def draw_glyphs(n, seed=0):
 
 
 def load_patches(n, side, photos=None, seed=0):
-    """Cut n colour patches from the photographs in a folder or, without one, from drawn clouds.
+    """Cut n colour patches, (n, 3, side, side) uint8, from the photographs in a folder.
 
     A patch may come from anywhere in a photograph. It shows a square that is side / 256 of the
-    photograph's shorter side, or as large as that side if side is above 256.
-
-    Returns:
-        patches (n, 3, side, side) uint8, the same for the same arguments.
-
-    Raises:
-        OSError: photographs can't be read (the message names them).
-        UserError: photos is not a folder, or holds no images.
+    photograph's shorter side, or as large as that side if side is above 256. Without photographs,
+    it comes from drawn clouds. The same arguments give the same patches.
     """
     generator = torch.Generator().manual_seed(seed)
     size = max(256, side)
@@ -303,18 +284,17 @@ def load_patches(n, side, photos=None, seed=0):
     which = torch.randint(len(paths), (n,), generator=generator)
     corners = torch.rand(n, 2, generator=generator)
     patches = torch.empty(n, 3, side, side, dtype=torch.uint8)
+    used = which.unique().tolist()
 
-    def cut(photo, i):
+    def cut(k, photo):
         edge = side / size * min(photo.size)  # of a patch, in the photograph's pixels
-        for j in (which == i).nonzero().flatten().tolist():
+        for j in (which == used[k]).nonzero().flatten().tolist():
             left = corners[j, 0].item() * (photo.width - edge)
             upper = corners[j, 1].item() * (photo.height - edge)
             box = left, upper, left + edge, upper + edge
-            patch = photo.resize((side, side), Image.Resampling.BILINEAR, box)
-            patches[j] = pil_to_tensor(patch)
+            patches[j] = pil_to_tensor(photo.resize((side, side), BILINEAR, box))
 
-    used = which.unique().tolist()
-    _decode_all([paths[i] for i in used], lambda k, photo: cut(photo, used[k]))
+    _decode_all([paths[i] for i in used], cut)
     return patches
 
 
@@ -331,10 +311,9 @@ def _square_of_points(side, reach):
 
 @functools.cache
 def _distance_field(face, digit):
-    """The distance to the outline of a digit of height 1, positive inside it.
+    """(40, 40) the distance to the outline of a digit of height 1, positive inside it.
 
-    Returns:
-        (40, 40) over [-0.8, 0.8], y downwards, the digit in the middle.
+    The digit is in the middle of [-0.8, 0.8], y downwards.
     """
     page = Image.new("L", (400, 400))
     font = ImageFont.truetype(_font_file(face), 160)
@@ -443,11 +422,7 @@ def _damaged_file(kind, data_dir):
 
 
 def _load_folder(folder, img_size, train, labelled):
-    """The images of a folder as (n, C, img_size, img_size) uint8, with their labels.
-
-    Returns:
-        images, labels, classes, and a list that tells what was left out.
-    """
+    """The images of a folder, their labels, the classes, and a list of what is left out."""
     train_folder, test_folder = _split_folders(folder)
     if not train and test_folder is None:
         raise UserError(f"the folder {folder} has no test set.")
@@ -457,8 +432,7 @@ def _load_folder(folder, img_size, train, labelled):
         paths, names, left_out = _find_images(test_folder, labelled)
         unknown = set(names) - set(classes)
         if unknown:
-            name = min(unknown)
-            what = f'a class "{name}"' if name else "images without a class"
+            what = min(unknown) or "images without a class"
             raise UserError(f"{test_folder} has {what}, unlike {train_folder}.")
     beside = [path for path in _visible(folder) if path not in (train_folder, test_folder)]
     if train_folder != folder and beside:
@@ -502,17 +476,14 @@ def _images_below(folder):
 
 
 def _find_images(folder, labelled):
-    """Find the images below a folder, at least one.
+    """The images below a folder, at least one, the class of each, and a list of what is left out.
 
-    Returns:
-        paths, the subfolder of each, which is its class ("" for none, and for all if they are not
-        labelled), and a list that tells what is left out.
+    A class is the name of a subfolder. It is "" if there are none or they are no classes.
     """
     runs, loose, empty = [], [], []
     files = list(_files_below(folder, runs))
     paths = [path for path in files if _is_image(path)]
-    others = [path for path in files if not _is_image(path) and path.suffix.lower() not in FOREIGN]
-    foreign = [path for path in files if not _is_image(path) and path.suffix.lower() in FOREIGN]
+    others = [path for path in files if not _is_image(path)]
     names = [""] * len(paths)
     if labelled and any(path.parent != folder for path in paths):
         loose = [path for path in paths if path.parent == folder]
@@ -526,8 +497,7 @@ def _find_images(folder, labelled):
             place = os.path.commonpath(parents)
             _tell(f"{folder} has one class; the classes seem to be in {place}.")
     kinds = [
-        (others, "file", "of other kinds"),
-        (foreign, "image", "of a kind that Pillow can't decode"),
+        (others, "file", "of a kind that Pillow can't decode"),
         (runs, "folder", "with a run's losses.csv or checkpoint.pt"),
         (loose, "image", "beside the class folders"),
         (empty, "folder", "without images"),
@@ -562,9 +532,8 @@ def _visible(folder):
     """What lies in a folder, sorted, without hidden files and what programs add."""
 
     def is_visible(path):
-        if path.name.startswith("@") or path.name.lower() in SYSTEM_FOLDERS:
-            return not path.is_dir()
-        return not path.name.startswith(".")
+        is_odd = path.name.startswith("@") or path.name.lower() in SYSTEM_FOLDERS
+        return not path.name.startswith(".") and not (is_odd and path.is_dir())
 
     return sorted(filter(is_visible, folder.iterdir()))
 
@@ -590,9 +559,9 @@ def _decode_all(paths, use):
         try:
             image, remarks = _open_image(paths[i])
         except OSError as error:
-            return {}, str(error)
+            return {}, [str(error)]
         use(i, image)
-        return remarks, None
+        return remarks, []
 
     live = sys.stdout is not None and sys.stdout.isatty()
     try:
@@ -602,11 +571,10 @@ def _decode_all(paths, use):
                 if live:
                     print(f"\r{done} of {len(paths)} images", end="", flush=True)
                 chunk = range(done, min(done + 64, len(paths)))
-                for remarks, fault in pool.map(decode, chunk):
+                for remarks, faults in pool.map(decode, chunk):
+                    damaged += faults
                     for what, example in remarks.items():
                         odd.setdefault(what, []).append(example)
-                    if fault:
-                        damaged.append(fault)
     finally:
         if live:
             print(f"\r{' ' * len(f'{len(paths)} of {len(paths)} images')}\r", end="", flush=True)
@@ -642,10 +610,8 @@ def _open_image(path):
             image = image.convert("RGBA")
         elif image.mode not in ("RGB", "CMYK"):
             image = image.convert("RGB")
-        # what fails is a damaged profile, or a Pillow without littlecms
-        with contextlib.suppress(OSError, ImportError, ImageCms.PyCMSError):
-            to_srgb = _srgb_transform(image.info.get("icc_profile"), image.mode)
-            image = ImageCms.applyTransform(image, to_srgb) if to_srgb else image
+        if image.info.get("icc_profile"):
+            image = _to_srgb(image)
 
         # an alpha of 0 everywhere is none: 32-bit BMP and TGA often have it
         least, most = image.getchannel("A").getextrema() if image.mode == "RGBA" else (255, 255)
@@ -692,18 +658,18 @@ def _with_known_values(image, file):
     return Image.fromarray(levels.astype(np.uint8))
 
 
-@functools.lru_cache(maxsize=32)
-def _srgb_transform(profile, mode):
-    """The transform of an image from a colour profile to sRGB; None if it needs none."""
-    if not profile:
-        return None
-    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    if "sRGB" in ImageCms.getProfileDescription(source):
-        return None
-    target = ImageCms.createProfile("sRGB")
-    return ImageCms.buildTransform(source, target, mode, "RGBA" if mode == "RGBA" else "RGB")
+def _to_srgb(image):
+    """The image with its colours converted from its profile to sRGB."""
+    # what fails is a damaged profile, one for another kind of image, or a Pillow without littlecms
+    with contextlib.suppress(OSError, ImportError, ImageCms.PyCMSError):
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+        if "sRGB" not in ImageCms.getProfileDescription(profile):
+            mode = "RGBA" if image.mode == "RGBA" else "RGB"
+            srgb = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image, profile, srgb, outputMode=mode)
+    return image
 
 
 def _to_square(image, size):
     """The centre square of an RGB image, resized, as (3, size, size) uint8."""
-    return pil_to_tensor(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+    return pil_to_tensor(ImageOps.fit(image, (size, size), BILINEAR))
