@@ -489,7 +489,8 @@ def _find_images(folder, labelled):
         loose = [path for path in paths if path.parent == folder]
         paths = [path for path in paths if path.parent != folder]
         names = [path.relative_to(folder).parts[0] for path in paths]
-        empty = [p for p in _visible(folder) if p.is_dir() and p.name not in set(names)]
+        filled = set(names)
+        empty = [p for p in _visible(folder) if p.is_dir() and p.name not in filled]
         # macOS takes letters and their accents apart in some names
         names = [unicodedata.normalize("NFC", name) for name in names]
         parents = {path.parent for path in paths}
