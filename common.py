@@ -50,6 +50,10 @@ TORCHVISION = {
     "cifar10": datasets.CIFAR10,
 }
 DOWNLOAD_TIMEOUT = 5  # seconds that a server may stay silent before the download is given up
+# what torchrun says about this process: its number and how many there are
+IS_PARALLEL = distributed.is_available() and distributed.is_torchelastic_launched()
+RANK = int(os.environ["RANK"]) if IS_PARALLEL else 0
+N_PROCESSES = int(os.environ["WORLD_SIZE"]) if IS_PARALLEL else 1
 JOIN_TIMEOUT = datetime.timedelta(hours=2)  # the first process may download meanwhile
 CLASSES_LISTED = 12  # in the line about the data
 FILES_LISTED = 10  # of those that are damaged, in the message
@@ -150,32 +154,16 @@ def batches(data, batch_size, seed=0, step=0):
     Raises:
         UserError: the processes can't have equal shares of at least two images.
     """
-    rank, n_processes = process_rank(), process_count()
-    if batch_size % n_processes or batch_size < 2 * n_processes:
-        raise UserError(f"{n_processes} processes can't share --batch_size {batch_size}")
+    if batch_size % N_PROCESSES or batch_size < 2 * N_PROCESSES:
+        raise UserError(f"{N_PROCESSES} processes can't share --batch_size {batch_size}")
     generator = torch.Generator().manual_seed(seed)
     n_batches = len(data.images) // batch_size
     for epoch in itertools.count():
         order = torch.randperm(len(data.images), generator=generator).to(data.images.device)
         first = max(0, step - epoch * n_batches)
         for index in order.split(batch_size)[first:n_batches]:
-            index = index[rank::n_processes]
+            index = index[RANK::N_PROCESSES]
             yield data.images[index] * (2 / 255) - 1, data.labels[index]
-
-
-def is_parallel():
-    """Whether torchrun has started this process."""
-    return distributed.is_available() and distributed.is_torchelastic_launched()
-
-
-def process_rank():
-    """The number of this process among those that torchrun has started; 0 without torchrun."""
-    return int(os.environ["RANK"]) if is_parallel() else 0
-
-
-def process_count():
-    """The number of processes that torchrun has started; 1 without torchrun."""
-    return int(os.environ["WORLD_SIZE"]) if is_parallel() else 1
 
 
 def get_device(cuda):
@@ -185,14 +173,14 @@ def get_device(cuda):
     an optimizer first averages the gradients over the processes; only the first one prints.
     """
     available = torch.cuda.is_available()
-    if process_rank() > 0:
+    if RANK > 0:
         sys.stdout = open(os.devnull, "w")
     elif cuda and not available:
         print("No CUDA device was found: training on the CPU.", file=sys.stderr, flush=True)
     elif available and not cuda:
         print("This machine has a CUDA device: --cuda trains on it.", file=sys.stderr, flush=True)
     device = torch.device("cuda" if cuda and available else "cpu")
-    if is_parallel() and not distributed.is_initialized():
+    if IS_PARALLEL and not distributed.is_initialized():
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
@@ -350,7 +338,7 @@ def _average_gradients(optimizer, args, kwargs):
     """Average an optimizer's gradients over the processes of torchrun, all in one message."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    means = torch.cat([gradient.flatten() for gradient in gradients]) / process_count()
+    means = torch.cat([gradient.flatten() for gradient in gradients]) / N_PROCESSES
     distributed.all_reduce(means)
     sizes = [gradient.numel() for gradient in gradients]
     for gradient, mean in zip(gradients, means.split(sizes)):
@@ -360,12 +348,12 @@ def _average_gradients(optimizer, args, kwargs):
 @contextlib.contextmanager
 def _first_process_first():
     """Let the first process of torchrun leave the block before the others enter it."""
-    if process_rank() > 0:
+    if RANK > 0:
         distributed.barrier()
     try:
         yield
     finally:
-        if process_rank() == 0 and process_count() > 1:
+        if RANK == 0 and N_PROCESSES > 1:
             distributed.barrier()
 
 

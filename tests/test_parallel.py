@@ -21,9 +21,9 @@ WORKER = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import test_parallel
-from common import get_device, process_rank
+from common import RANK, get_device
 get_device(False)
-test_parallel.work({folder!r}, process_rank(), 2)
+test_parallel.work({folder!r}, RANK, 2)
 """
 
 
@@ -124,7 +124,7 @@ def test_a_process_that_is_killed_ends_the_others(run_options, tmp_path):
 def test_a_batch_that_can_t_be_shared_is_refused(monkeypatch):
     import common
 
-    monkeypatch.setattr(common, "process_count", lambda: 3)
+    monkeypatch.setattr(common, "N_PROCESSES", 3)
     for batch_size in (16, 3):
         with pytest.raises(common.UserError, match="--batch_size"):
             next(batches(data(), batch_size))
