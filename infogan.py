@@ -218,7 +218,8 @@ def sample_code(n, device):
 def information(c, logits, mean):
     """L_I = E[log Q(c|x)] + H(c) (eq. 5), in nats, of the category and of the continuous codes.
 
-    Q(c|x) is the softmax of the logits for the category, N(mean, 1) for each continuous code.
+    Q(c|x) is the softmax of the logits for the category, N(mean, 1) for each continuous code. They
+    are at most log 10 = 2.30 and log(2 / pi) = -0.45.
     """
     category, values = c.split([N_CATEGORIES, N_CONTINUOUS], 1)
     log_q_cat = (category * logits.log_softmax(1)).sum(1)
