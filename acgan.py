@@ -9,7 +9,7 @@ softmax of the logits of a second head.
 
     python acgan.py                           # MNIST, or drawn digits when offline
     python acgan.py --dataset FOLDER          # your own pictures, in a subfolder for each class
-    python acgan.py --resume runs/acgan/checkpoint.pt --digit 5     # a trained network's fives
+    python acgan.py --resume runs/acgan --digit 5    # a trained network's fives
 
 Parent: dcgan.py. `diff dcgan.py acgan.py` shows what the paper adds: a class for G, a head for D.
 
@@ -18,6 +18,7 @@ Departures from the paper:
     shows only what the classes add. (The paper's D is deeper and has dropout.)
  2. Instead of descending L_S, G ascends E[log P(S = real | G(z, c))], whose gradient does not
     vanish while D wins.
+ 3. The c of a batch are its labels y in another order, not drawn from p(c) one by one.
 """
 import contextlib
 import copy
@@ -67,7 +68,7 @@ def parse_args(argv=None, saved=None):
     )
     add = parser.add_argument
     add("--n_epochs", type=in_range(int, 1),
-        help=f"passes over the data ({EPOCHS}, or as many as {MIN_STEPS:,} steps take)")
+        help=f"passes over the data ({EPOCHS} or, if more, as many as {MIN_STEPS:,} steps take)")
     add("--batch_size", type=in_range(int, 2), default=64, help="images per step (%(default)s)")
     add("--lr_g", type=in_range(float, 0), default=4e-4, help="learning rate of G (%(default)s)")
     add("--lr_d", type=in_range(float, 0), default=4e-4, help="learning rate of D (%(default)s)")
@@ -448,7 +449,7 @@ def draw_finished(args, saved):
     names = (args.resume.with_name(f"samples-{i}.png") for i in itertools.count(2))
     path = next(path for path in names if not path.exists())
     save_grid(path, **sample(load_generator(args.resume), D, args))
-    print(f"{path}: finished at epoch {args.n_epochs}; a larger --n_epochs continues the run")
+    print(f"{path}: {saved['epochs_done']:g} epochs done; a larger --n_epochs continues the run")
 
 
 def save_losses(folder, names, rows):

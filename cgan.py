@@ -8,7 +8,7 @@ class y, zeros for the others.
 
     python cgan.py                            # MNIST, or drawn digits when offline
     python cgan.py --dataset FOLDER           # your own pictures, in a subfolder for each class
-    python cgan.py --resume runs/cgan/checkpoint.pt --digit 5       # a trained network's fives
+    python cgan.py --resume runs/cgan --digit 5      # a trained network's fives
 
 Parent: dcgan.py. `diff dcgan.py cgan.py` shows what the paper adds: y in both networks.
 
@@ -66,7 +66,7 @@ def parse_args(argv=None, saved=None):
     )
     add = parser.add_argument
     add("--n_epochs", type=in_range(int, 1),
-        help=f"passes over the data ({EPOCHS}, or as many as {MIN_STEPS:,} steps take)")
+        help=f"passes over the data ({EPOCHS} or, if more, as many as {MIN_STEPS:,} steps take)")
     add("--batch_size", type=in_range(int, 2), default=64, help="images per step (%(default)s)")
     add("--lr_g", type=in_range(float, 0), default=4e-4, help="learning rate of G (%(default)s)")
     add("--lr_d", type=in_range(float, 0), default=4e-4, help="learning rate of D (%(default)s)")
@@ -423,7 +423,7 @@ def draw_finished(args, saved):
     names = (args.resume.with_name(f"samples-{i}.png") for i in itertools.count(2))
     path = next(path for path in names if not path.exists())
     save_grid(path, **sample(load_generator(args.resume), D, args))
-    print(f"{path}: finished at epoch {args.n_epochs}; a larger --n_epochs continues the run")
+    print(f"{path}: {saved['epochs_done']:g} epochs done; a larger --n_epochs continues the run")
 
 
 def save_losses(folder, names, rows):

@@ -6,7 +6,9 @@
 
 Every error that a user can cause is an OSError or a UserError whose message is one sentence.
 """
+import atexit
 import contextlib
+import datetime
 import functools
 import itertools
 import math
@@ -37,6 +39,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import distributed
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torchvision import datasets
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.datasets.utils import check_integrity
@@ -58,6 +61,7 @@ TORCHVISION_ERRORS = (
     EOFError,
 )
 DOWNLOAD_TIMEOUT = 5  # seconds that a server may stay silent before the download is given up
+JOIN_TIMEOUT = datetime.timedelta(hours=2)  # the first process may download meanwhile
 FOLDER_SIZE = 64  # the side of a folder's images when none is asked for
 CLASSES_LISTED = 12  # how many classes the line about the data lists
 FILES_LISTED = 10  # how many damaged files a message names
@@ -180,33 +184,65 @@ def load_data(
 def batches(data, batch_size, seed=0, step=0):
     """Batches without end, from that step on: the images in another order in every epoch.
 
-    An epoch has no incomplete batch.
+    An epoch has no incomplete batch. A process of torchrun gets its share of every batch.
 
     Yields:
         x (batch_size, C, H, W) float32 in [-1, 1] and y (batch_size,) int64, on the data's device.
+
+    Raises:
+        UserError: the processes can't have equal shares of at least two images.
     """
+    rank, n_processes = process_rank(), process_count()
+    if batch_size % n_processes or batch_size < 2 * n_processes:
+        raise UserError(f"{n_processes} processes can't share --batch_size {batch_size}")
     generator = torch.Generator().manual_seed(seed)
     n_batches = len(data.images) // batch_size
     for epoch in itertools.count():
         order = torch.randperm(len(data.images), generator=generator).to(data.images.device)
         first = max(0, step - epoch * n_batches)
         for index in order.split(batch_size)[first:n_batches]:
+            index = index[rank::n_processes]
             yield data.images[index] * (2 / 255) - 1, data.labels[index]
+
+
+def is_parallel():
+    """Whether torchrun has started this process."""
+    return distributed.is_available() and distributed.is_torchelastic_launched()
 
 
 def process_rank():
     """The number of this process among those that torchrun has started; 0 without torchrun."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    return int(os.environ["RANK"]) if is_parallel() else 0
+
+
+def process_count():
+    """The number of processes that torchrun has started; 1 without torchrun."""
+    return int(os.environ["WORLD_SIZE"]) if is_parallel() else 1
 
 
 def get_device(cuda):
-    """The CUDA device if it is wanted and there is one, else the CPU; a mismatch goes to stderr."""
+    """The CUDA device if it is wanted and there is one, else the CPU; a mismatch goes to stderr.
+
+    A process of torchrun joins the others and gets a device of its own. From then on, every step of
+    an optimizer first averages the gradients over the processes; only the first one prints.
+    """
     available = torch.cuda.is_available()
-    if cuda and not available:
-        print("No CUDA device was found: training on the CPU.", file=sys.stderr)
-    if available and not cuda:
-        print("This machine has a CUDA device: --cuda trains on it.", file=sys.stderr)
-    return torch.device("cuda" if cuda and available else "cpu")
+    if process_rank() > 0:
+        sys.stdout = open(os.devnull, "w")
+    elif cuda and not available:
+        print("No CUDA device was found: training on the CPU.", file=sys.stderr, flush=True)
+    elif available and not cuda:
+        print("This machine has a CUDA device: --cuda trains on it.", file=sys.stderr, flush=True)
+    device = torch.device("cuda" if cuda and available else "cpu")
+    if is_parallel() and not distributed.is_initialized():
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=JOIN_TIMEOUT)
+        atexit.register(distributed.destroy_process_group)
+        register_optimizer_step_pre_hook(_average_gradients)
+    return device
 
 
 def load_image(path, size):
@@ -372,6 +408,29 @@ def load_patches(n, side, photos=None, seed=0):
     return patches
 
 
+def _average_gradients(optimizer, args, kwargs):
+    """Average an optimizer's gradients over the processes of torchrun, all in one message."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    means = torch.cat([gradient.flatten() for gradient in gradients]) / process_count()
+    distributed.all_reduce(means)
+    sizes = [gradient.numel() for gradient in gradients]
+    for gradient, mean in zip(gradients, means.split(sizes)):
+        gradient.copy_(mean.view_as(gradient))
+
+
+@contextlib.contextmanager
+def _first_process_first():
+    """Let the first process of torchrun leave the block before the others enter it."""
+    if process_rank() > 0:
+        distributed.barrier()
+    try:
+        yield
+    finally:
+        if process_rank() == 0 and process_count() > 1:
+            distributed.barrier()
+
+
 def _font_file(face):
     """The file of a face that matplotlib ships."""
     return Path(get_data_path(), "fonts", "ttf", f"{face}.ttf")
@@ -459,7 +518,8 @@ def _load_torchvision(name, data_dir, train):
     # torchvision sets none, and a silent server would hold the run for ever
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
-        data = kind(data_dir, train=train, download=True)
+        with _first_process_first():  # it may have to download
+            data = kind(data_dir, train=train, download=True)
         images = torch.as_tensor(data.data)
         labels = torch.as_tensor(data.targets)
         if len(images) != len(labels):

@@ -13,8 +13,9 @@ Parent: vanilla_gan.py. `diff vanilla_gan.py dcgan.py` shows what the paper adds
 
 Departures from the paper:
  1. Below 32x32 the networks follow the authors' MNIST script: few levels and a dense hidden layer
-    in both, half as wide as there, without its labels and its weight decay. From 32x32 on they are
-    the paper's, with as many levels as the side asks for and a quarter of the channels.
+    in both, half as wide as there, without its labels and its weight decay, and with the gains and
+    biases of batch normalisation that it leaves out. From 32x32 on they are the paper's, with as
+    many levels as the side asks for and a quarter of the channels.
  2. Kernels of 4, not 5: a multiple of the stride covers every pixel equally often.
  3. Learning rates of 4e-4, not 2e-4, and batches of 64, not 128, because a run is meant to take
     minutes.
@@ -70,7 +71,7 @@ def parse_args(argv=None, saved=None):
     )
     add = parser.add_argument
     add("--n_epochs", type=in_range(int, 1),
-        help=f"passes over the data ({EPOCHS}, or as many as {MIN_STEPS:,} steps take)")
+        help=f"passes over the data ({EPOCHS} or, if more, as many as {MIN_STEPS:,} steps take)")
     add("--batch_size", type=in_range(int, 2), default=64, help="images per step (%(default)s)")
     add("--lr_g", type=in_range(float, 0), default=4e-4, help="learning rate of G (%(default)s)")
     add("--lr_d", type=in_range(float, 0), default=4e-4, help="learning rate of D (%(default)s)")
@@ -399,7 +400,7 @@ def draw_finished(args, saved):
     names = (args.resume.with_name(f"samples-{i}.png") for i in itertools.count(2))
     path = next(path for path in names if not path.exists())
     save_grid(path, **sample(load_generator(args.resume), D, args))
-    print(f"{path}: finished at epoch {args.n_epochs}; a larger --n_epochs continues the run")
+    print(f"{path}: {saved['epochs_done']:g} epochs done; a larger --n_epochs continues the run")
 
 
 def save_losses(folder, names, rows):

@@ -6,10 +6,15 @@ and b for real ones, G wants it to be c for its own (eq. 2):
     G descends 1/2 E_z[(D(G(z)) - c)^2].
 The cross-entropy of the parent is almost flat for a sample far on the right side; a square is flat
 at a single point. With p the density of the data and q that of G's images, the best D for a fixed
-G is (b p + a q) / (p + q) (eq. 5). If b - c = 1 and b - a = 2, then with this D and the constant
-1/2 E_x[(D(x) - c)^2] added G's objective is half the Pearson divergence chi2(p + q || 2q). The
-default (0, 1, 1) has no such theorem; the paper, which uses it in its experiments, finds the two
-alike.
+G is D* = (b p + a q) / (p + q) (eq. 5). Let 2 C = E_x[(D*(x) - c)^2] + E_z[(D*(G(z)) - c)^2], twice
+G's objective with a term in the data added, which has no gradient in G's step. For every a, b and c
+    2 C = (a + b - 2c)^2 / 2 + (b - a)^2 / 4 * Integral (p - q)^2 / (p + q).
+The integral is the Pearson divergence chi2(p + q || 2q), which is 0 only for p = q. The paper
+proves the case b - c = 1, b - a = 2, where 2 C is the divergence and nothing else.
+
+C is the value with the best D. It is not what G's step descends, in which D is fixed: there c = b
+pushes every image to a higher score, while c = (a + b) / 2 pushes those above c to a lower one. The
+default (0, 1, 1) is what the paper trains with; it finds the two codings alike.
 
     python lsgan.py                       # MNIST, or drawn digits when offline
     python lsgan.py --a -1 --b 1 --c 0    # the Pearson coding
@@ -68,7 +73,7 @@ def parse_args(argv=None, saved=None):
     )
     add = parser.add_argument
     add("--n_epochs", type=in_range(int, 1),
-        help=f"passes over the data ({EPOCHS}, or as many as {MIN_STEPS:,} steps take)")
+        help=f"passes over the data ({EPOCHS} or, if more, as many as {MIN_STEPS:,} steps take)")
     add("--batch_size", type=in_range(int, 2), default=64, help="images per step (%(default)s)")
     add("--lr_g", type=in_range(float, 0), default=4e-4, help="learning rate of G (%(default)s)")
     add("--lr_d", type=in_range(float, 0), default=4e-4, help="learning rate of D (%(default)s)")
@@ -401,7 +406,7 @@ def draw_finished(args, saved):
     names = (args.resume.with_name(f"samples-{i}.png") for i in itertools.count(2))
     path = next(path for path in names if not path.exists())
     save_grid(path, **sample(load_generator(args.resume), D, args))
-    print(f"{path}: finished at epoch {args.n_epochs}; a larger --n_epochs continues the run")
+    print(f"{path}: {saved['epochs_done']:g} epochs done; a larger --n_epochs continues the run")
 
 
 def save_losses(folder, names, rows):
