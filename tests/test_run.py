@@ -24,7 +24,6 @@ from torchvision.utils import save_image
 
 import common
 import dcgan
-import fgan
 from common import draw_glyphs, save_grid
 
 INTERVAL = 5  # an epoch has 4 steps: a row comes within one
@@ -58,6 +57,17 @@ def finished(script_options, tmp_path_factory):
         return folders[name]
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def curves(monkeypatch):
+    """Keep the curves of losses.png as text, since drawing them takes longer than these runs."""
+
+    def savefig(figure, path, **_):
+        lines = figure.axes[0].lines
+        Path(path).write_text(json.dumps({x.get_label(): list(zip(*x.get_data())) for x in lines}))
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
 
 
 @pytest.fixture
@@ -219,26 +229,21 @@ def test_a_row_has_the_means_of_the_steps_since_the_one_before_and_so_has_its_cu
     short, tmp_path, monkeypatch, capsys
 ):
     steps = itertools.count()
-    curves = {}
     monkeypatch.setattr(
         dcgan,
         "train_step",
         lambda *_: {"first": torch.tensor(float(next(steps))), "second": torch.tensor(50.0)},
     )
 
-    def savefig(figure, *_, **__):
-        lines = figure.axes[0].lines
-        curves.update({line.get_label(): list(zip(*line.get_data())) for line in lines})
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
     dcgan.main([*short, "--n_epochs", "3", "--sample_interval", str(INTERVAL)])
     means = [0, 2.5, 7, 10.5]
     rows = [[*row, mean, 50] for row, mean in zip(ROWS, means)]
     assert checkpoint_of(tmp_path / "run")["rows"] == rows
     table = [line.split() for line in capsys.readouterr().out.splitlines()[-5:-1]]
     assert [float(line[-2]) for line in table] == means
-    assert curves["first"] == [(row[1], row[2]) for row in rows]
-    assert curves["second"] == [(row[1], 50) for row in rows]
+    curves = json.loads((tmp_path / "run" / "losses.png").read_text())
+    assert curves["first"] == [row[1:3] for row in rows]
+    assert curves["second"] == [[row[1], 50] for row in rows]
 
 
 def test_learning_rates_fall_linearly_to_zero_over_the_second_half(short, monkeypatch):
@@ -391,8 +396,9 @@ def test_ctrl_c_within_an_epoch_prints_the_command_that_goes_on_to_the_same_byte
 
 @posix
 def test_terminated_and_killed_at_random_moments_a_run_ends_with_the_bytes_of_one_never_stopped(
-    short, tmp_path
+    short, tmp_path, monkeypatch
 ):
+    monkeypatch.undo()  # with the real losses.png
     folder = tmp_path / "it's cut"
     options = [*short, "--n_epochs", "12", "--sample_interval", "6"]
     dcgan.main(options)
@@ -530,11 +536,16 @@ def test_a_folder_that_holds_any_file_is_another_run_s(name, short, tmp_path):
     assert (tmp_path / "run-2" / "samples.png").exists()  # an empty one is taken
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError, ValueError])
-def test_a_run_that_fails_in_its_first_step_leaves_nothing(error, short, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error, status", [
+    (KeyboardInterrupt(), 130), (torch.OutOfMemoryError("CUDA out of memory"), 2)
+])  # fmt: skip
+def test_a_run_that_fails_in_its_first_step_leaves_nothing(
+    error, status, short, tmp_path, monkeypatch, capsys
+):
     interrupt(monkeypatch, dcgan, 1, error)
-    with pytest.raises((SystemExit, ValueError)):
+    with pytest.raises(SystemExit) as stop:
         dcgan.main(short)
+    assert stop.value.code == status and len(capsys.readouterr().err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -559,12 +570,6 @@ def test_a_weight_that_is_not_finite_is_a_divergence_and_spares_the_checkpoint(
             assert all(weight.isfinite().all() for weight in checkpoint[part].values())
 
 
-def test_a_run_at_an_absurd_rate_diverges(short, capsys):
-    del short[short.index("--width") :][:2]
-    sentence = refused(fgan, [*short, "--lr_d", "1e9", "--n_epochs", "3"], capsys)
-    assert "diverged" in sentence
-
-
 @posix
 def test_a_full_disk_is_one_sentence_and_leaves_the_old_checkpoint(
     short, tmp_path, monkeypatch, capsys
@@ -585,16 +590,12 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_checkpoint(
     assert checkpoint_of(tmp_path / "run")["steps_done"] == 1
 
 
-def test_running_out_of_a_gpu_s_memory_is_one_sentence(short, monkeypatch, capsys):
-    interrupt(monkeypatch, dcgan, 2, torch.OutOfMemoryError("CUDA out of memory. Tried to ..."))
-    assert "out of memory" in refused(dcgan, short, capsys)
-
-
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, IndexError, KeyError])
-def test_a_bug_keeps_its_traceback(error, short, monkeypatch):
+def test_a_bug_keeps_its_traceback_and_leaves_nothing(error, short, tmp_path, monkeypatch):
     def forward(self, z):
         raise error("a mistake in somebody's own network")
 
     monkeypatch.setattr(dcgan.Generator, "forward", forward)
     with pytest.raises(error, match="somebody's own"):
         dcgan.main(short)
+    assert not list(tmp_path.iterdir())
