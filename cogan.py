@@ -137,6 +137,8 @@ def parse_args(argv=None, saved=None):
     add("--domain", choices=[*TRANSFORMS, "mnistm"], default="edge",
         help="how domain 2 differs from domain 1 (%(default)s); with other defaults: "
         + other_defaults)
+    add("--dataset2",
+        help="data of domain 2, as for --dataset, in the place of --domain (a transformed half)")
     add("--photos", type=os.path.abspath, metavar="FOLDER",
         help="mnistm: photographs to cut patches from (drawn clouds)")
     add("--layers", choices=["conv", "dense"], default="conv",
