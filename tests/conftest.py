@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.utils import save_image
 
 if "TEST_CUDA" not in os.environ:  # then the tests are about the CPU
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -84,6 +85,16 @@ def silent_server():
 def files(folder):
     """Read the files of a folder, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def pictures(path, n, classes=("",), seed=0):
+    """Write n random pictures of 8x8, in turn into a subfolder for each class; return the path."""
+    images = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    for i, image in enumerate(images):
+        folder = path / classes[i % len(classes)]
+        folder.mkdir(parents=True, exist_ok=True)
+        save_image(image, folder / f"{i}.png")
+    return path
 
 
 def fake_data(img_shape, n=10):

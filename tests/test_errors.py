@@ -3,7 +3,7 @@ import importlib
 
 import pytest
 import torch
-from conftest import SCRIPTS, files, refused
+from conftest import SCRIPTS, files, pictures, refused
 from torchvision.utils import save_image
 
 import dcgan
@@ -36,22 +36,29 @@ def checkpoint(run_options, tmp_path_factory):
     (["--sample_interval", "0"], ["--sample_interval"]),
     (["--batch_size", "1"], ["--batch_size", "at least 2"]),  # batch normalisation needs two
     (["--batch_size", "201"], ["--batch_size", "201", "200 images"]),
-    (["--lr_g", "-1"], ["--lr_g"]),
-    (["--lr_d", "nan"], ["--lr_d", "finite"]),
-    (["--lr_g", "inf"], ["--lr_g", "finite"]),
-    (["--b1", "1"], ["--b1", "less than 1"]),
+    (["--lr_g", "-1"], ["--lr_g", "-1"]),
+    (["--lr_d", "nan"], ["--lr_d", "nan"]),
+    (["--lr_g", "inf"], ["--lr_g", "inf"]),
+    (["--b1", "1"], ["--b1", "below 1"]),
     (["--b2", "-0.1"], ["--b2", "at least 0"]),
     (["--img_size", "7"], ["--img_size", "at least 8"]),
     (["--seed", "-1"], ["--seed"]),
-    (["--seed", str(2**70)], ["--seed"]),
     (["--dataset", ""], ["dataset"]),
     (["--dataset", "no_such_folder"], ["no_such_folder", "mnist", "glyphs"]),
     (["--resume", "no_such_file"], ["no_such_file"]),
 ])  # fmt: skip
-def test_a_wrong_argument_is_named_before_any_work(argv, words, run_options, tmp_path, capsys):
+def test_a_wrong_argument_is_named_and_leaves_nothing(argv, words, run_options, tmp_path, capsys):
     sentence = refused(dcgan, [*run_options, "--out_dir", tmp_path / "run", *argv], capsys)
     assert all(word in sentence for word in words), sentence
     assert not (tmp_path / "run").exists()
+
+
+def test_every_number_has_a_limit(script, capsys):
+    is_number = {"n_epochs", "img_size", "shared_g", "shared_d"}.__contains__
+    for option, default in vars(script.parse_args([])).items():
+        if type(default) in (int, float) or is_number(option):
+            for number in (10**30, -(10**30)):
+                assert f"--{option}" in refused(script, [f"--{option}", number], capsys)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -64,13 +71,6 @@ def test_every_script_refuses_a_batch_larger_than_the_data(name, run_options, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_options_are_checked_before_a_picture_is_decoded(tmp_path, capsys):
-    for i in range(4):
-        (tmp_path / f"{i}.png").write_bytes(b"damaged")
-    options = ["--dataset", tmp_path]
-    assert "--batch_size 5" in refused(dcgan, [*options, "--batch_size", "5"], capsys)
-
-
 def test_an_out_dir_that_cannot_be_written(run_options, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for out_dir in (tmp_path / "file", tmp_path / "file" / "run"):
@@ -78,26 +78,38 @@ def test_an_out_dir_that_cannot_be_written(run_options, tmp_path, capsys):
     assert files(tmp_path) == {"file": b""}
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 not a zip file"])
-def test_a_file_that_is_not_a_checkpoint(content, tmp_path, capsys):
+def test_a_file_that_is_not_a_checkpoint(checkpoint, tmp_path, capsys):
+    contents = [b"", b"not a checkpoint", b"PK\x03\x04 not a zip file"]
+    contents += [checkpoint("dcgan").read_bytes()[:-1000]]
+    contents += [[1, 2], {"script": "dcgan"}, {"state": {}}, torch.ones(2)]
     path = tmp_path / "checkpoint.pt"
-    path.write_bytes(content)
-    sentence = refused(dcgan, ["--resume", path], capsys)
-    assert str(path) in sentence and "not a checkpoint" in sentence
-    assert files(tmp_path) == {"checkpoint.pt": content}
+    for content in contents:
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
+        sentence = refused(dcgan, ["--resume", tmp_path], capsys)
+        assert str(path) in sentence and "not a checkpoint" in sentence
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"script": "dcgan"}, {"state": {}}, torch.ones(2)])
-def test_a_file_of_torch_that_is_not_a_checkpoint(content, tmp_path, capsys):
-    torch.save(content, tmp_path / "checkpoint.pt")
-    sentence = refused(dcgan, ["--resume", tmp_path / "checkpoint.pt"], capsys)
-    assert "not a checkpoint" in sentence
-
-
-def test_a_truncated_checkpoint(checkpoint, tmp_path, capsys):
-    path = tmp_path / "checkpoint.pt"
-    path.write_bytes(checkpoint("dcgan").read_bytes()[:-1000])
-    assert "not a checkpoint" in refused(dcgan, ["--resume", path], capsys)
+@pytest.mark.parametrize("n_epochs", ["1", "2"])  # 1: it is finished and only draws
+def test_a_checkpoint_that_lacks_a_part_is_no_traceback(
+    n_epochs, checkpoint, run_options, tmp_path, capsys
+):
+    whole = torch.load(checkpoint("dcgan"), weights_only=True)
+    for name, part in whole.items():
+        lacking = [{key: value for key, value in whole.items() if key != name}]
+        if name in ("G", "D", "G_avg"):
+            lacking += [whole | {name: dict(list(part.items())[1:])}]  # lacks a weight
+        for i, content in enumerate(lacking):
+            folder = tmp_path / f"{name}-{i}"
+            folder.mkdir()
+            torch.save(content, folder / "checkpoint.pt")
+            try:
+                dcgan.main([*run_options, "--resume", str(folder), "--n_epochs", n_epochs])
+            except SystemExit as stop:
+                assert stop.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_checkpoint_of_another_script(checkpoint, capsys):
@@ -125,37 +137,26 @@ def test_a_run_is_not_resumed_with_other_networks_or_other_halves(
     assert files(path.parent) == before
 
 
-def folder_of_classes(path, names, n=6, shape=(3, 8, 8)):
-    """Random images, a subfolder for each class."""
-    generator = torch.Generator().manual_seed(len(names))
-    for name in names:
-        (path / name).mkdir(parents=True)
-        for i in range(n):
-            save_image(torch.rand(shape, generator=generator), path / name / f"{i}.png")
-    return path
-
-
-@pytest.mark.parametrize("name", ["dcgan", "cgan"])
-@pytest.mark.parametrize("change", ["another name", "another number", "another shape"])
-def test_a_run_is_not_resumed_on_data_that_have_changed(name, change, tmp_path, capsys):
+@pytest.mark.parametrize("name, classes, word", [
+    ("cgan", ["a", "c"], "classes"), ("acgan", ["a", "b", "c"], "classes"),
+    ("cgan", None, "img_shape"), ("dcgan", None, "img_shape"),
+])  # fmt: skip
+def test_networks_are_not_resumed_on_data_that_they_are_not_for(
+    name, classes, word, tmp_path, capsys
+):
     script = importlib.import_module(name)
-    data = folder_of_classes(tmp_path / "data", ["a", "b"])
+    data = pictures(tmp_path / "old", 8, ["a", "b"])
     options = ["--dataset", data, "--img_size", 8, "--batch_size", 4, "--n_epochs", 1]
-    script.main([str(word) for word in [*options, "--out_dir", tmp_path / "run"]])
+    script.main([str(option) for option in [*options, "--out_dir", tmp_path / "run"]])
+    before = files(tmp_path / "run")
+    other = pictures(tmp_path / "other", 8, classes or ["a", "b"])
+    if not classes:
+        for image in other.glob("*/*.png"):
+            save_image(torch.full((3, 8, 8), 0.5), image)  # all grey: one channel
+    options = ["--resume", tmp_path / "run", "--n_epochs", 2, "--dataset", other]
     capsys.readouterr()
-    path = tmp_path / "run" / "checkpoint.pt"
-    before = files(path.parent)
-    if change == "another name":
-        (data / "b").rename(data / "c")
-    elif change == "another number":
-        folder_of_classes(data, ["c"])
-    else:
-        grey = torch.full((3, 8, 8), 0.5)
-        for image in data.glob("*/*.png"):
-            save_image(grey, image)
-    sentence = refused(script, ["--resume", path, "--n_epochs", 2], capsys)
-    assert ("img_shape" if change == "another shape" else "classes") in sentence
-    assert files(path.parent) == before
+    assert word in refused(script, options, capsys)
+    assert files(tmp_path / "run") == before
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion", "cifar10"])
@@ -166,27 +167,23 @@ def test_data_that_cannot_be_had(name, tmp_path, no_network, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_without_images(tmp_path, capsys):
+def test_a_folder_without_images_or_with_a_damaged_one(tmp_path, capsys):
     assert "no images" in refused(dcgan, ["--dataset", tmp_path], capsys)
-
-
-def test_a_damaged_image(tmp_path, capsys):
-    save_image(torch.rand(3, 40, 40), tmp_path / "good.png")
-    (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:100])
+    (pictures(tmp_path, 2) / "bad.png").write_bytes((tmp_path / "1.png").read_bytes()[:100])
     assert "bad.png" in refused(dcgan, ["--dataset", tmp_path, "--batch_size", "2"], capsys)
 
 
 @pytest.mark.parametrize("name, argv, words", [
-    ("cgan", ["--digit", "10"], ["--digit", "to 9", "10"]),
-    ("cgan", ["--digit", "-2"], ["--digit", "to 9", "-2"]),
-    ("acgan", ["--digit", "10"], ["--digit", "to 9", "10"]),
+    ("cgan", ["--digit", "10"], ["--digit", "10"]),
+    ("cgan", ["--digit", "-2"], ["--digit", "-2"]),
+    ("acgan", ["--digit", "ten"], ["--digit", "ten"]),
     ("vanilla_gan", ["--loss", "hinge"], ["--loss", "'hinge'"]),
-    ("lsgan", ["--a", "nan"], ["--a", "finite"]),
+    ("lsgan", ["--a", "nan"], ["--a", "nan"]),
     ("infogan", ["--lambda_cat", "-1"], ["--lambda_cat"]),
     ("infogan", ["--lambda_con", "-1"], ["--lambda_con"]),
-    ("infogan", ["--lambda_con", "nan"], ["--lambda_con", "finite"]),
+    ("infogan", ["--lambda_con", "nan"], ["--lambda_con", "nan"]),
     ("cogan", ["--domain", "upside_down"], ["--domain", "'upside_down'"]),
-    ("cogan", ["--shared_g", "-1"], ["--shared_g", "0 to"]),
+    ("cogan", ["--shared_g", "-1"], ["--shared_g", "at least 0"]),
     ("cogan", ["--shared_g", "50"], ["--shared_g", "50"]),
     ("cogan", ["--shared_d", "50"], ["--shared_d", "50"]),
     ("cogan", ["--photos", "somewhere"], ["--photos", "mnistm"]),
@@ -201,7 +198,5 @@ def test_an_option_of_one_script(name, argv, words, run_options, tmp_path, capsy
 
 @pytest.mark.parametrize("name", ["cgan", "acgan"])
 def test_a_script_that_needs_classes_says_so(name, tmp_path, capsys):
-    save_image(torch.rand(3, 8, 8), tmp_path / "0.png")
-    save_image(torch.rand(3, 8, 8), tmp_path / "1.png")
-    options = ["--dataset", tmp_path, "--batch_size", "2"]
-    assert "one class" in refused(importlib.import_module(name), options, capsys)
+    options = ["--dataset", pictures(tmp_path, 2), "--batch_size", "2"]
+    assert "class" in refused(importlib.import_module(name), options, capsys)
