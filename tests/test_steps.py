@@ -174,7 +174,8 @@ def test_a_step_is_that_of_the_paper(name, game, options, double_precision):
         _, loss, with_new_D = game(D2, x, y, G2(*asked[-1]), asked[-1][-1])
         update(G2, opt_G2, loss, name)
         for net, net2, gradients in ((D, D2, found[0]), (G, G2, found[1])):
-            for (part, p), p2, gradient in zip(net.named_parameters(), net2.parameters(), gradients):
+            parameters = zip(net.named_parameters(), net2.parameters(), gradients)
+            for (part, p), p2, gradient in parameters:
                 close(gradient, p2.grad, part)
                 close(p, p2, part, 1e-6)  # Adam blows up the rounding of a gradient of 0
         for label in expected:
