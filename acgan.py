@@ -9,7 +9,7 @@ softmax of the logits of a second head.
 
     python acgan.py                           # MNIST, or drawn digits when offline
     python acgan.py --dataset FOLDER          # your own pictures, in a subfolder for each class
-    python acgan.py --resume runs/acgan/checkpoint.pt --digit 5     # a trained network's fives
+    python acgan.py --resume runs/acgan --digit 5    # a trained network's fives
 
 Parent: dcgan.py. `diff dcgan.py acgan.py` shows what the paper adds: a class for G, a head for D.
 
@@ -18,6 +18,7 @@ Departures from the paper:
     shows only what the classes add. (The paper's D is deeper and has dropout.)
  2. Instead of descending L_S, G ascends E[log P(S = real | G(z, c))], whose gradient does not
     vanish while D wins.
+ 3. The c of a batch are its labels y in another order, not drawn from p(c) one by one.
 """
 import contextlib
 import copy
@@ -36,7 +37,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common import UserError, batches, get_device, load_data, process_rank, save_grid
+from common import RANK, UserError, batches, get_device, load_data, save_grid
 
 SCRIPT = "acgan"
 EPOCHS = 11  # of a run for which --n_epochs is not given, unless MIN_STEPS are more
@@ -67,7 +68,7 @@ def parse_args(argv=None, saved=None):
     )
     add = parser.add_argument
     add("--n_epochs", type=in_range(int, 1),
-        help=f"passes over the data ({EPOCHS}, or as many as {MIN_STEPS:,} steps take)")
+        help=f"passes over the data ({EPOCHS} or, if more, as many as {MIN_STEPS:,} steps take)")
     add("--batch_size", type=in_range(int, 2), default=64, help="images per step (%(default)s)")
     add("--lr_g", type=in_range(float, 0), default=4e-4, help="learning rate of G (%(default)s)")
     add("--lr_d", type=in_range(float, 0), default=4e-4, help="learning rate of D (%(default)s)")
@@ -448,7 +449,7 @@ def draw_finished(args, saved):
     names = (args.resume.with_name(f"samples-{i}.png") for i in itertools.count(2))
     path = next(path for path in names if not path.exists())
     save_grid(path, **sample(load_generator(args.resume), D, args))
-    print(f"{path}: finished at epoch {args.n_epochs}; a larger --n_epochs continues the run")
+    print(f"{path}: {saved['epochs_done']:g} epochs done; a larger --n_epochs continues the run")
 
 
 def save_losses(folder, names, rows):
@@ -500,7 +501,6 @@ def plan(args, data, saved):
 def train(args, saved):
     """Train to args.n_epochs, from the start or from a checkpoint, and leave the run's files."""
     device = get_device(args.cuda)
-    rank = process_rank()  # above 0 in those processes of torchrun that write and print nothing
     torch.manual_seed(args.seed)
     data, G, D = build(args, device)
     args.dataset = data.name  # not auto, which may find other data when the run is resumed
@@ -513,10 +513,10 @@ def train(args, saved):
     steps_per_epoch, n_left = plan(args, data, saved)
     step, rows = saved.get("steps_done", 0), saved.get("rows", [])
     n_steps = step + n_left
-    if saved and rank == 0:
+    if saved and RANK == 0:
         args.folder = run_folder(args, data)  # that of a new run follows its first step
-    if rank > 0:
-        torch.manual_seed(args.seed + step + rank)  # every process draws its own z
+    if RANK > 0:  # a further process of torchrun: it draws its own z, and writes and prints nothing
+        torch.manual_seed(args.seed + step + RANK)
     one_step = functools.partial(full_step, state, args)
     if device.type == "cuda" and not torch.distributed.is_initialized():
         one_step = cuda_graph(one_step, (opt_G, opt_D))
@@ -539,7 +539,7 @@ def train(args, saved):
             raise UserError("the training has diverged; lower --lr_g or --lr_d")
         means = torch.stack(recent).mean(0).tolist()
         recent = []
-        if rank > 0:
+        if RANK > 0:
             continue
         if not args.folder:  # only now, so that a run that fails at once leaves nothing
             args.folder = run_folder(args, data)
@@ -552,7 +552,7 @@ def train(args, saved):
         save_grid(args.folder / f"{step:06}.png", **sample(G_avg, D, args))
         progress = {"steps_done": step, "epochs_done": epochs_done, "rows": rows}
         save_checkpoint(args, data, state, progress)
-    if rank == 0:
+    if RANK == 0:
         save_grid(args.folder / "samples.png", **sample(G_avg, D, args))
         print(args.folder / "samples.png")
 
@@ -576,7 +576,7 @@ def main(argv=None):
             reason += f'; to continue: python "{sys.argv[0]}" --resume "{args.folder}"'
     except (UserError, OSError, torch.OutOfMemoryError) as error:
         status, reason = 2, error
-    if process_rank() == 0:
+    if RANK == 0:
         print(f"{SCRIPT}.py: {reason}", file=sys.stderr)
     sys.exit(status)
 

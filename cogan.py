@@ -13,6 +13,7 @@ E_z[log f(g(z))], as in the parent. If D can't tell real from generated, loss_D 
     python cogan.py --domain negative     # digits and their negatives
     python cogan.py --domain rotate       # digits and digits turned by 90 degrees
     python cogan.py --domain mnistm       # digits and digits in colour (--photos: on photographs)
+    python cogan.py --dataset FOLDER --dataset2 FOLDER        # two kinds of pictures of your own
     python cogan.py --shared_g 0          # the control: the generators share only z
 
 The column agree is the share of pixels on which x2 agrees with x1 transformed into domain 2.
@@ -54,15 +55,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common import (
-    UserError,
-    batches,
-    get_device,
-    load_data,
-    load_patches,
-    process_rank,
-    save_grid,
-)
+from common import RANK, UserError, batches, get_device, load_data, load_patches, save_grid
 
 SCRIPT = "cogan"
 EPOCHS = 22  # of a run for which --n_epochs is not given, unless MIN_STEPS are more
@@ -108,7 +101,7 @@ def parse_args(argv=None, saved=None):
     )
     add = parser.add_argument
     add("--n_epochs", type=in_range(int, 1),
-        help=f"passes over the data ({EPOCHS}, or as many as {MIN_STEPS:,} steps take)")
+        help=f"passes over the data ({EPOCHS} or, if more, as many as {MIN_STEPS:,} steps take)")
     add("--batch_size", type=in_range(int, 2), default=64, help="images per step (%(default)s)")
     add("--lr_g", type=in_range(float, 0), default=4e-4, help="learning rate of G (%(default)s)")
     add("--lr_d", type=in_range(float, 0), default=4e-4, help="learning rate of D (%(default)s)")
@@ -136,6 +129,8 @@ def parse_args(argv=None, saved=None):
     add("--domain", choices=[*TRANSFORMS, "mnistm"], default="edge",
         help="how domain 2 differs from domain 1 (%(default)s); with other defaults: "
         + other_defaults)
+    add("--dataset2",
+        help="data of domain 2, as for --dataset, in the place of --domain (a transformed half)")
     add("--photos", type=os.path.abspath, metavar="FOLDER",
         help="mnistm: photographs to cut patches from (drawn clouds)")
     add("--layers", choices=["conv", "dense"], default="conv",
@@ -144,9 +139,11 @@ def parse_args(argv=None, saved=None):
         help="how many first layers g1 and g2 share (all but one)")
     add("--shared_d", type=in_range(int, 0),
         help="how many last layers f1 and f2 share (all but one)")
-    domain = parser.parse_args(argv).domain if not saved else saved["domain"]
+    domain = saved["domain"] if saved else parser.parse_args(argv).domain
     parser.set_defaults(folder=None, **(saved or DEFAULTS.get(domain, {})))
     args = parser.parse_args(argv)
+    if args.dataset2:
+        args.domain = None  # nothing is transformed
     if args.photos is not None and args.domain != "mnistm":
         parser.error(f"--photos is for --domain mnistm, not {args.domain}")
     for name in ("domain", "seed", "layers", "shared_g", "shared_d"):  # the seed chose the halves
@@ -312,8 +309,7 @@ def generator_loss(s_fake, args):
 
 def split_domains(x, args):
     """Split x (N, C1 + C2, H, H) into x1 (N, C1, H, H) and x2 (N, C2, H, H)."""
-    n_channels = 3 if args.domain == "mnistm" else x.shape[1] // 2  # of domain 2
-    return x[:, :-n_channels], x[:, -n_channels:]
+    return x.split(args.channels, 1)
 
 
 def halve_gradients(layers):
@@ -335,8 +331,8 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     """Update f1 and f2, then g1 and g2, on x (N, C1 + C2, H, H): unpaired images of both domains.
 
     Returns by name, as detached scalars on the device: the losses, each summed over both domains;
-    the mean raw scores of domain 1 (s) and 2 (s2); and, except for mnistm, agree and chance, how
-    far x2 agrees with x1, and with the x1 of another z.
+    the mean raw scores of domain 1 (s) and 2 (s2); and, where domain 2 is a transform of domain 1,
+    agree and chance, how far x2 agrees with x1, and with the x1 of another z.
     """
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     fake1, fake2 = G(z)
@@ -402,18 +398,33 @@ def second_domain(images, args):
     return torch.cat([((chunk + 1) * 127.5).round().byte() for chunk in chunks])
 
 
-def build(args, device):
-    """Load the data, transform half of it into domain 2, and make G and D for both image shapes.
+def spread(n, length, device):
+    """Put n images in random order, all of them again and again up to that length, as indices."""
+    rounds = [torch.randperm(n) for _ in range(math.ceil(length / n))]
+    return torch.cat(rounds)[:length].to(device)
 
-    The halves are disjoint: no image appears in both domains. Both lie side by side in the channels
-    of data.images, at random and for the whole run; which images meet does not matter.
+
+def build(args, device):
+    """Load the images of both domains, and make G and D for both shapes.
+
+    Domain 2 is another dataset or a transformed half of the first, so that no image is in both. Its
+    images lie beside those of domain 1 in the channels of data.images, at random and for the whole
+    run; which images meet does not matter.
     """
     data = load_data(args.dataset, args.data_dir, args.img_size, device, args.seed)
-    half = len(data.images) // 2
-    order = torch.randperm(len(data.images)).to(device)
-    x1 = data.images[order[:half]]
-    x2 = second_domain(data.images[order[half : 2 * half]], args)
-    data = data._replace(images=torch.cat([x1, x2], 1), labels=data.labels[order[:half]])
+    if args.dataset2:
+        side = data.images.shape[-1]
+        data2 = load_data(args.dataset2, args.data_dir, side, device, args.seed)
+        args.dataset2 = data2.name  # as train does with args.dataset
+        n1, n2 = len(data.images), len(data2.images)
+        order1, order2 = (spread(n, max(n1, n2), device) for n in (n1, n2))
+        x1, x2 = data.images[order1], data2.images[order2]
+    else:
+        order1, order2 = torch.randperm(len(data.images)).to(device).tensor_split(2)
+        order1 = order1[: len(order2)]
+        x1, x2 = data.images[order1], second_domain(data.images[order2], args)
+    args.channels = [x1.shape[1], x2.shape[1]]
+    data = data._replace(images=torch.cat([x1, x2], 1), labels=data.labels[order1])
     img_shapes = (tuple(x1.shape[1:]), tuple(x2.shape[1:]))
     G = Generator(args.latent_dim, img_shapes, args.width, args.layers, args.shared_g)
     D = Discriminator(img_shapes, args.width, args.layers, args.shared_d)
@@ -570,7 +581,7 @@ def draw_finished(args, saved):
     names = (args.resume.with_name(f"samples-{i}.png") for i in itertools.count(2))
     path = next(path for path in names if not path.exists())
     save_grid(path, **sample(load_generator(args.resume), D, args))
-    print(f"{path}: finished at epoch {args.n_epochs}; a larger --n_epochs continues the run")
+    print(f"{path}: {saved['epochs_done']:g} epochs done; a larger --n_epochs continues the run")
 
 
 def save_losses(folder, names, rows):
@@ -622,7 +633,6 @@ def plan(args, data, saved):
 def train(args, saved):
     """Train to args.n_epochs, from the start or from a checkpoint, and leave the run's files."""
     device = get_device(args.cuda)
-    rank = process_rank()  # above 0 in those processes of torchrun that write and print nothing
     torch.manual_seed(args.seed)
     data, G, D = build(args, device)
     args.dataset = data.name  # not auto, which may find other data when the run is resumed
@@ -635,10 +645,10 @@ def train(args, saved):
     steps_per_epoch, n_left = plan(args, data, saved)
     step, rows = saved.get("steps_done", 0), saved.get("rows", [])
     n_steps = step + n_left
-    if saved and rank == 0:
+    if saved and RANK == 0:
         args.folder = run_folder(args, data)  # that of a new run follows its first step
-    if rank > 0:
-        torch.manual_seed(args.seed + step + rank)  # every process draws its own z
+    if RANK > 0:  # a further process of torchrun: it draws its own z, and writes and prints nothing
+        torch.manual_seed(args.seed + step + RANK)
     one_step = functools.partial(full_step, state, args)
     if device.type == "cuda" and not torch.distributed.is_initialized():
         one_step = cuda_graph(one_step, (opt_G, opt_D))
@@ -661,7 +671,7 @@ def train(args, saved):
             raise UserError("the training has diverged; lower --lr_g or --lr_d")
         means = torch.stack(recent).mean(0).tolist()
         recent = []
-        if rank > 0:
+        if RANK > 0:
             continue
         if not args.folder:  # only now, so that a run that fails at once leaves nothing
             args.folder = run_folder(args, data)
@@ -674,7 +684,7 @@ def train(args, saved):
         save_grid(args.folder / f"{step:06}.png", **sample(G_avg, D, args))
         progress = {"steps_done": step, "epochs_done": epochs_done, "rows": rows}
         save_checkpoint(args, data, state, progress)
-    if rank == 0:
+    if RANK == 0:
         save_grid(args.folder / "samples.png", **sample(G_avg, D, args))
         print(args.folder / "samples.png")
 
@@ -698,7 +708,7 @@ def main(argv=None):
             reason += f'; to continue: python "{sys.argv[0]}" --resume "{args.folder}"'
     except (UserError, OSError, torch.OutOfMemoryError) as error:
         status, reason = 2, error
-    if process_rank() == 0:
+    if RANK == 0:
         print(f"{SCRIPT}.py: {reason}", file=sys.stderr)
     sys.exit(status)
 

@@ -10,14 +10,16 @@ import atexit
 import contextlib
 import datetime
 import functools
+import io
 import itertools
 import math
 import os
+import re
 import socket
 import sys
+import unicodedata
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,17 +29,14 @@ if "matplotlib" not in sys.modules:
     backend = os.environ.pop("MPLBACKEND", "")
     import matplotlib
 
-    if backend:
-        with contextlib.suppress(ValueError):
-            matplotlib.rcParams["backend"] = backend
-            os.environ["MPLBACKEND"] = backend
+    with contextlib.suppress(ValueError):
+        matplotlib.rcParams["backend"] = backend
+        os.environ["MPLBACKEND"] = backend
 
 import numpy as np
 import torch
 from matplotlib import get_data_path
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextPath
-from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFilter, ImageFont, ImageOps
 from torch import distributed
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torchvision import datasets
@@ -50,55 +49,30 @@ TORCHVISION = {
     "fashion": datasets.FashionMNIST,
     "cifar10": datasets.CIFAR10,
 }
-# what torchvision raises where it can't download or read a dataset
-TORCHVISION_ERRORS = (
-    OSError,
-    HTTPException,
-    RuntimeError,
-    ValueError,
-    AssertionError,
-    LookupError,
-    EOFError,
-)
 DOWNLOAD_TIMEOUT = 5  # seconds that a server may stay silent before the download is given up
+# what torchrun says about this process: its number and how many there are
+IS_PARALLEL = distributed.is_available() and distributed.is_torchelastic_launched()
+RANK = int(os.environ["RANK"]) if IS_PARALLEL else 0
+N_PROCESSES = int(os.environ["WORLD_SIZE"]) if IS_PARALLEL else 1
 JOIN_TIMEOUT = datetime.timedelta(hours=2)  # the first process may download meanwhile
-FOLDER_SIZE = 64  # the side of a folder's images when none is asked for
-CLASSES_LISTED = 12  # how many classes the line about the data lists
-FILES_LISTED = 10  # how many damaged files a message names
+CLASSES_LISTED = 12  # in the line about the data
+FILES_LISTED = 10  # of those that are damaged, in the message
+BILINEAR = Image.Resampling.BILINEAR
+N_THREADS = min(8, os.cpu_count() or 1)  # that decode images; each holds one in memory
 # Pillow recognises these formats but cannot decode them without another program
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-# what turns an image upright, by its EXIF orientation
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# folders that systems put beside pictures; another is any whose name begins with @
+SYSTEM_FOLDERS = {"__macosx", "thumbs", "$recycle.bin"}
+# what the folder of a test set may be called; the first that is there counts
+TEST_NAMES = "test", "testing", "val", "valid", "validation", "dev"
 # The text faces whose digits are the same in every matplotlib from 3.9 on. cmti10 came with 3.11,
 # and a 2 of DejaVu Serif's italics depends on the version.
 FACES = [
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSans-BoldOblique",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "DejaVuSansMono-Oblique",
-    "DejaVuSansMono-BoldOblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "STIXGeneral",
-    "STIXGeneralBol",
-    "STIXGeneralItalic",
-    "STIXGeneralBolIta",
-    "cmb10",
-    "cmr10",
-    "cmss10",
-    "cmtt10",
-]
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique",
+    "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique",
+    "DejaVuSerif", "DejaVuSerif-Bold", "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic",
+    "STIXGeneralBolIta", "cmb10", "cmr10", "cmss10", "cmtt10",
+]  # fmt: skip
 
 
 class UserError(ValueError):
@@ -115,67 +89,55 @@ class Data(NamedTuple):
 
 
 def load_data(
-    dataset="auto", data_dir="data", img_size=None, device="cpu", seed=0, train=True, check=None, labelled=False
+    dataset="auto", data_dir="data", img_size=None, device="cpu", seed=0, train=True, labelled=False
 ):
     """Load a whole dataset onto the device and print one line that describes it.
 
     Args:
-        dataset: one of
-            "mnist", "fashion", "cifar10": downloaded through torchvision unless under data_dir;
-            "glyphs": drawn on the spot, see draw_glyphs;
-            a folder of images: one subfolder per class, or none; where it holds the folders train
-                and test (or val), these are the training and the test set;
-            "auto": MNIST or, where it can't be had, glyphs, which a line on stderr then says.
+        dataset: "mnist", "fashion" or "cifar10", downloaded unless under data_dir; "glyphs", see
+            draw_glyphs; "auto", MNIST or, where it can't be had, glyphs; or a folder of images,
+            whose folders train and test, if it has them, are the training and the test set.
         data_dir: where torchvision's datasets are, or are put.
-        img_size: side of the square that images are cropped and resized to; None keeps the
-            dataset's own, which is 64 for a folder.
+        img_size: the side of the square images; None keeps the dataset's own, 64 for a folder.
         device: where the tensors go.
-        seed: decides the glyphs; the other datasets ignore it.
+        seed: decides the glyphs.
         train: the training set, else the test set.
-        check: called as check(n_images, classes) before the images of a folder are decoded, so
-            that it can refuse them with a UserError at once.
+        labelled: take a folder's subfolders as classes and leave out the images beside them, else
+            all that is below the folder as one class.
 
     Returns:
-        Data; images (n, C, H, W) uint8, where a folder whose images are all grey has C = 1.
-
-    Raises:
-        OSError: the data can't be had, or files of it are damaged (the message names them).
-        UserError: the dataset is unknown or has no test set, or img_size is not positive.
+        Data; a folder whose images are all grey has C = 1.
     """
-    check = check or (lambda n_images, classes: None)
-    if dataset == "":
-        raise UserError("the dataset is empty; name one, or a folder of images.")
     if img_size is not None and img_size < 1:
         raise UserError(f"the image size must be positive, not {img_size}.")
 
-    name = "mnist" if dataset == "auto" else dataset
     left_out = []
+    name = "mnist" if dataset == "auto" else dataset
+    if name in (*TORCHVISION, "glyphs") and Path(dataset).is_dir():
+        _tell(f"--dataset {dataset} is not the folder of this name, which is ./{dataset}.")
     if name in TORCHVISION:
         try:
             images, labels, classes = _load_torchvision(name, data_dir, train)
         except ConnectionError as error:
             if dataset != "auto":
-                folder, files = _torchvision_files(TORCHVISION[name], data_dir)
-                raise ConnectionError(
-                    f"{error}; put its files ({files[0][0]} and so on) into {folder}, "
-                    "or take --dataset glyphs."
-                ) from error
+                advice = "put its files there, or take --dataset glyphs"
+                raise ConnectionError(f"{error}; {advice}.") from error
             name = "glyphs"
-            print(f"{error}: training on drawn digits (--dataset glyphs).", file=sys.stderr)
-    if name in TORCHVISION:
-        check(len(images), classes)
-    elif name == "glyphs":
-        n_images = 60000 if train else 10000
+            _tell(f"{error}: training on drawn digits (--dataset glyphs).")
+    if name == "glyphs":
+        images, labels = draw_glyphs(60000 if train else 10000, seed=2 * seed + (not train))
         classes = [str(digit) for digit in range(10)]
-        check(n_images, classes)
-        images, labels = draw_glyphs(n_images, seed=2 * seed + (not train))
-    else:
-        folder = Path(name).expanduser()
-        side = img_size or FOLDER_SIZE
-        images, labels, classes, left_out = _load_folder(folder, side, train, check)
+    elif name not in TORCHVISION:
+        folder = Path(os.path.expanduser(name)).resolve()  # a checkpoint works from anywhere
+        if name == "" or not folder.is_dir():
+            names = ", ".join(TORCHVISION)
+            raise UserError(f"'{name}' is neither auto, {names}, glyphs nor a folder of images.")
+        name = str(folder)
+        images, labels, classes, left_out = _load_folder(folder, img_size or 64, train, labelled)
 
     if img_size and img_size != images.shape[-1]:
-        images = _resize_all(images, img_size)
+        parts = images.split(1000)  # resize takes four bytes for one, or more
+        images = torch.cat([resize(part, [img_size, img_size]) for part in parts])
     data = Data(name, images.to(device), labels.to(device), classes)
     _print_summary(data, left_out)
     return data
@@ -192,27 +154,16 @@ def batches(data, batch_size, seed=0, step=0):
     Raises:
         UserError: the processes can't have equal shares of at least two images.
     """
-    rank, n_processes = process_rank(), process_count()
-    if batch_size % n_processes or batch_size < 2 * n_processes:
-        raise UserError(f"{n_processes} processes can't share --batch_size {batch_size}")
+    if batch_size % N_PROCESSES or batch_size < 2 * N_PROCESSES:
+        raise UserError(f"{N_PROCESSES} processes can't share --batch_size {batch_size}")
     generator = torch.Generator().manual_seed(seed)
     n_batches = len(data.images) // batch_size
     for epoch in itertools.count():
         order = torch.randperm(len(data.images), generator=generator).to(data.images.device)
         first = max(0, step - epoch * n_batches)
         for index in order.split(batch_size)[first:n_batches]:
-            index = index[rank::n_processes]
+            index = index[RANK::N_PROCESSES]
             yield data.images[index] * (2 / 255) - 1, data.labels[index]
-
-
-def process_rank():
-    """The number of this process among those that torchrun has started; 0 without torchrun."""
-    return int(os.environ["RANK"]) if distributed.is_torchelastic_launched() else 0
-
-
-def process_count():
-    """The number of processes that torchrun has started; 1 without torchrun."""
-    return int(os.environ["WORLD_SIZE"]) if distributed.is_torchelastic_launched() else 1
 
 
 def get_device(cuda):
@@ -222,14 +173,14 @@ def get_device(cuda):
     an optimizer first averages the gradients over the processes; only the first one prints.
     """
     available = torch.cuda.is_available()
-    if process_rank() > 0:
+    if RANK > 0:
         sys.stdout = open(os.devnull, "w")
     elif cuda and not available:
         print("No CUDA device was found: training on the CPU.", file=sys.stderr, flush=True)
     elif available and not cuda:
         print("This machine has a CUDA device: --cuda trains on it.", file=sys.stderr, flush=True)
     device = torch.device("cuda" if cuda and available else "cpu")
-    if distributed.is_torchelastic_launched() and not distributed.is_initialized():
+    if IS_PARALLEL and not distributed.is_initialized():
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
@@ -241,16 +192,10 @@ def get_device(cuda):
 
 
 def load_image(path, size):
-    """Load an image file as a square: upright, in colour, its centre cropped and resized.
+    """Load an image file as (3, size, size) uint8: upright, in sRGB, its centre square resized.
 
     Transparent pixels show the white page that they would lie on. Grey images of 16 bits or of
     floats are scaled from their type's range.
-
-    Returns:
-        (3, size, size) uint8.
-
-    Raises:
-        OSError: the file can't be read as an image; the message names it.
     """
     image, _ = _open_image(path)
     return _to_square(image, size)
@@ -269,47 +214,40 @@ def save_grid(path, images, n_columns, title="", rows=(), columns=(), captions=(
         title: a line above the grid.
         rows, columns, captions: a label for each row, for each column, for each image, or none.
     """
-    n, _, height, width = images.shape
-    n_columns = min(n_columns, n)
-    n_rows = math.ceil(n / n_columns)
-    gap = 8 if captions else 2  # pixels between two images
-    scale = 2  # dots per pixel
     levels = ((images.detach().cpu().float() + 1) * 127.5).round().clamp(0, 255).byte()
-    grid_size = gap + n_rows * (height + gap), gap + n_columns * (width + gap)
-    grid = torch.full((*grid_size, 3), 128, dtype=torch.uint8)
-    corners = []  # of each image in the grid, in pixels
-    for i, image in enumerate(levels.expand(-1, 3, -1, -1)):
-        row, column = divmod(i, n_columns)
-        y, x = gap + row * (height + gap), gap + column * (width + gap)
-        grid[y : y + height, x : x + width] = image.permute(1, 2, 0)
-        corners.append((x, y))
-    dots = grid.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+    # all lengths from here on are in dots, two per pixel
+    dots = levels.expand(-1, 3, -1, -1).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    n, _, height, width = dots.shape
+    n_columns = min(n_columns, n)
+    gap = 16 if captions else 4  # between two images
+    margin = 8
 
-    font_file = str(_font_file("DejaVuSans"))
-    font, small_font = ImageFont.truetype(font_file, 11), ImageFont.truetype(font_file, 10)
+    font, small_font = (ImageFont.truetype(_font_file("DejaVuSans"), size) for size in (11, 10))
     rows, columns = [str(label) for label in rows], [str(label) for label in columns]
     row_widths = [font.getlength(line) for label in rows for line in label.split("\n")]
     column_lines = max((label.count("\n") + 1 for label in columns), default=0)
-    margin = 8
     left = margin + (4 + round(max(row_widths)) if rows else 0)
     top = margin + (16 if title else 0) + 14 * column_lines
+    right = left + n_columns * (width + gap) + gap
+    bottom = top + math.ceil(n / n_columns) * (height + gap) + gap
 
-    page_size = left + dots.shape[1] + margin, top + dots.shape[0] + margin
-    page = Image.new("RGB", page_size, "white")
-    page.paste(Image.fromarray(dots.numpy()), (left, top))
+    page = Image.new("RGB", (right + margin, bottom + margin), "white")
+    page.paste((128, 128, 128), (left, top, right, bottom))
+    corners = []  # of the images
+    for i, image in enumerate(dots):
+        row, column = divmod(i, n_columns)
+        corners.append((left + gap + column * (width + gap), top + gap + row * (height + gap)))
+        page.paste(Image.fromarray(image.permute(1, 2, 0).numpy()), corners[i])
     draw = ImageDraw.Draw(page)
     # an anchor is the point of the text that lies at the place given: l(eft), m(iddle), r(ight),
     # then a(scender), m(iddle), d(escender)
     draw.text((left, 4), title, "black", font, anchor="la")
     for label, (_, y) in zip(rows, corners[::n_columns]):
-        place = left - 4, top + scale * (y + height / 2)
-        draw.text(place, label, "black", font, anchor="rm", align="right")
+        draw.text((left - 4, y + height / 2), label, "black", font, anchor="rm", align="right")
     for label, (x, _) in zip(columns, corners[:n_columns]):
-        place = left + scale * (x + width / 2), top - 1
-        draw.text(place, label, "black", font, anchor="md", align="center")
+        draw.text((x + width / 2, top - 1), label, "black", font, anchor="md", align="center")
     for label, (x, y) in zip(captions, corners):
-        place = left + scale * x, top + scale * y - 1
-        draw.text(place, str(label), "black", small_font, anchor="ld")
+        draw.text((x, y - 1), str(label), "black", small_font, anchor="ld")
     page.save(path)
 
 
@@ -345,8 +283,8 @@ def draw_glyphs(n, seed=0):
 
     images = torch.empty(n, 1, 28, 28, dtype=torch.uint8)
     for i in torch.arange(n).split(2000):
-        points = (pixels - shift[i]) @ linear[i].mT / 0.8  # the fields cover [-0.8, 0.8]
-        points = points.view(-1, 28, 28, 2)
+        # the fields cover [-0.8, 0.8]
+        points = ((pixels - shift[i]) @ linear[i].mT / 0.8).view(-1, 28, 28, 2)
         # nn.functional.grid_sample, bilinear (0), clamped to the border (1), corners aligned
         depth = torch.grid_sampler(fields[glyph[i], None], points, 0, 1, True)
         widen = (stroke[i] - half_stroke[glyph[i]]).view(-1, 1, 1, 1)
@@ -356,25 +294,17 @@ def draw_glyphs(n, seed=0):
 
 
 def load_patches(n, side, photos=None, seed=0):
-    """Cut n colour patches from the photographs in a folder or, without one, from drawn clouds.
+    """Cut n colour patches, (n, 3, side, side) uint8, from the photographs in a folder.
 
     A patch may come from anywhere in a photograph. It shows a square that is side / 256 of the
-    photograph's shorter side, or as large as that side if side is above 256.
-
-    Returns:
-        patches (n, 3, side, side) uint8, the same for the same arguments.
-
-    Raises:
-        OSError: photographs can't be read (the message names them).
-        UserError: photos is not a folder, or holds no images.
+    photograph's shorter side, or as large as that side if side is above 256. Without photographs,
+    it comes from drawn clouds. The same arguments give the same patches.
     """
     generator = torch.Generator().manual_seed(seed)
     size = max(256, side)
     if photos is None:
-        coarse_to_fine = [
-            torch.randn(100, 3, 2**k, 2**k, generator=generator) for k in range(1, 7)
-        ]
-        octaves = [resize(noise, [size, size]) for noise in coarse_to_fine]
+        noise = [torch.randn(100, 3, 2**k, 2**k, generator=generator) for k in range(1, 7)]
+        octaves = [resize(coarse, [size, size]) for coarse in noise]
         clouds = sum(octave / 2 ** (k / 2) for k, octave in enumerate(octaves))
         clouds = (128 + 64 * clouds).clamp(0, 255).byte()
         which = torch.randint(len(clouds), (n,), generator=generator).tolist()
@@ -384,22 +314,23 @@ def load_patches(n, side, photos=None, seed=0):
 
     if not Path(photos).is_dir():
         raise UserError(f"{photos} is not a folder of photographs.")
-    paths, _ = _find_images(Path(photos))
+    paths, _, left_out = _find_images(Path(photos), labelled=False)
+    if left_out:
+        _tell(f"{photos}: left out: {', '.join(left_out)}.")
     which = torch.randint(len(paths), (n,), generator=generator)
     corners = torch.rand(n, 2, generator=generator)
     patches = torch.empty(n, 3, side, side, dtype=torch.uint8)
+    used = which.unique().tolist()
 
-    def cut(photo, i):
+    def cut(k, photo):
         edge = side / size * min(photo.size)  # of a patch, in the photograph's pixels
-        for j in (which == i).nonzero().flatten().tolist():
+        for j in (which == used[k]).nonzero().flatten().tolist():
             left = corners[j, 0].item() * (photo.width - edge)
             upper = corners[j, 1].item() * (photo.height - edge)
             box = left, upper, left + edge, upper + edge
-            patch = photo.resize((side, side), Image.Resampling.BILINEAR, box)
-            patches[j] = pil_to_tensor(patch)
+            patches[j] = pil_to_tensor(photo.resize((side, side), BILINEAR, box))
 
-    used = which.unique().tolist()
-    _decode_all([paths[i] for i in used], lambda k, photo: cut(photo, used[k]))
+    _decode_all([paths[i] for i in used], cut)
     return patches
 
 
@@ -407,7 +338,7 @@ def _average_gradients(optimizer, args, kwargs):
     """Average an optimizer's gradients over the processes of torchrun, all in one message."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    means = torch.cat([gradient.flatten() for gradient in gradients]) / process_count()
+    means = torch.cat([gradient.flatten() for gradient in gradients]) / N_PROCESSES
     distributed.all_reduce(means)
     sizes = [gradient.numel() for gradient in gradients]
     for gradient, mean in zip(gradients, means.split(sizes)):
@@ -417,18 +348,18 @@ def _average_gradients(optimizer, args, kwargs):
 @contextlib.contextmanager
 def _first_process_first():
     """Let the first process of torchrun leave the block before the others enter it."""
-    if process_rank() > 0:
+    if RANK > 0:
         distributed.barrier()
     try:
         yield
     finally:
-        if process_rank() == 0 and process_count() > 1:
+        if RANK == 0 and N_PROCESSES > 1:
             distributed.barrier()
 
 
 def _font_file(face):
     """The file of a face that matplotlib ships."""
-    return Path(get_data_path(), "fonts", "ttf", f"{face}.ttf")
+    return str(Path(get_data_path(), "fonts", "ttf", f"{face}.ttf"))
 
 
 def _square_of_points(side, reach):
@@ -438,49 +369,39 @@ def _square_of_points(side, reach):
 
 
 @functools.cache
-def _distance_field(face, digit, side=40):
-    """The distance to the outline of a digit of height 1, positive inside it.
+def _distance_field(face, digit):
+    """(40, 40) the distance to the outline of a digit of height 1, positive inside it.
 
-    Returns:
-        (side, side) over [-0.8, 0.8], y downwards, the digit in the middle.
+    The digit is in the middle of [-0.8, 0.8], y downwards.
     """
-    font = FontProperties(fname=str(_font_file(face)))
-    polygons = TextPath((0, 0), str(digit), size=10, prop=font).to_polygons()
-    outlines = [torch.from_numpy(polygon).float() for polygon in polygons]
-    low, high = torch.cat(outlines).amin(0), torch.cat(outlines).amax(0)
-    centre, height = (low + high) / 2, (high - low)[1]
-    down = torch.tensor([1.0, -1.0])  # a font's y points upwards
-    outlines = [(outline - centre) / height * down for outline in outlines]
-
-    # the segments of the outlines, from start to end
-    start = torch.cat([outline[:-1] for outline in outlines])
-    end = torch.cat([outline[1:] for outline in outlines])
-    along = end - start
-    points = _square_of_points(side, 0.8).view(-1, 1, 2)
-    # the nearest point of a segment: 0 is its start, 1 its end; some segments have no length
-    position = ((points - start) * along).sum(-1) / (along**2).sum(-1).clamp(min=1e-12)
-    nearest = start + position.clamp(0, 1)[..., None] * along
-    distance = (points - nearest).norm(dim=-1).amin(1)
-
-    # a point is inside if a ray to its right crosses the outlines an odd number of times
-    x, y = points.unbind(-1)
-    at_this_height = (start[:, 1] > y) != (end[:, 1] > y)
-    crossing = start[:, 0] + (y - start[:, 1]) / along[:, 1] * along[:, 0]
-    inside = (at_this_height & (x < crossing)).sum(1) % 2 == 1
-    return torch.where(inside, distance, -distance).view(side, side)
+    page = Image.new("L", (400, 400))
+    font = ImageFont.truetype(_font_file(face), 160)
+    ImageDraw.Draw(page).text((200, 200), str(digit), "white", font, anchor="mm")
+    left, top, right, bottom = page.getbbox()
+    x, y, reach = (left + right) / 2, (top + bottom) / 2, 0.8 * (bottom - top)
+    page = page.resize((157, 157), box=(x - reach, y - reach, x + reach, y + reach))
+    page = page.point(lambda level: 255 * (level > 127))
+    outline = pil_to_tensor(page.filter(ImageFilter.FIND_EDGES))[0] > 0
+    inside = pil_to_tensor(page)[0, ::4, ::4] > 0
+    points = _square_of_points(157, 0.8)  # every fourth is one of the 40
+    distance = torch.cdist(points[::4, ::4].flatten(0, 1), points[outline]).amin(1)
+    return torch.where(inside, distance.view(40, 40), -distance.view(40, 40))
 
 
-def _resize_all(images, side):
-    """(n, C, H, W) uint8 as (n, C, side, side), a thousand at a time to bound the memory."""
-    resized = torch.empty(*images.shape[:2], side, side, dtype=torch.uint8)
-    for i in range(0, len(images), 1000):
-        resized[i : i + 1000] = resize(images[i : i + 1000], [side, side], antialias=True)
-    return resized
-
-
-def _count(n, one, many=None):
+def _count(n, noun):
     """A number with its noun: 1 image, 2 images."""
-    return f"{n} {one if n == 1 else many or one + 's'}"
+    return f"{n} {noun if n == 1 else noun + 's'}"
+
+
+def _some(paths, noun, which):
+    """How many files there are of a kind, and the first: 2 images with frames (a.gif and so on)."""
+    more = " and so on" if len(paths) > 1 else ""
+    return f"{_count(len(paths), noun)} {which} ({paths[0]}{more})"
+
+
+def _tell(sentence):
+    """Print a sentence to stderr."""
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def _print_summary(data, left_out):
@@ -495,10 +416,9 @@ def _print_summary(data, left_out):
         line += f"; {len(data.classes)} classes: {', '.join(listed)}"
     if left_out:
         line += f"; left out: {', '.join(left_out)}"
-    # a folder's name may hold control characters, or what the terminal's encoding does not have
+    # a folder's name may hold control characters
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(line.encode(encoding, "backslashreplace").decode(encoding))
+    print(line, flush=True)
 
 
 def _load_torchvision(name, data_dir, train):
@@ -519,17 +439,15 @@ def _load_torchvision(name, data_dir, train):
         labels = torch.as_tensor(data.targets)
         if len(images) != len(labels):
             raise ValueError("the number of labels is not the number of images")
-    except TORCHVISION_ERRORS as error:
+    except Exception as error:  # it answers a missing network or a damaged file in a dozen ways
         damaged = _damaged_file(kind, data_dir)
         if damaged:
-            advice = "delete it, and the next run downloads it again"
-            raise OSError(f"{damaged} is damaged; {advice}.") from error
+            raise OSError(f"{damaged} is damaged; delete it to download it again.") from error
         # torchvision lists its mirrors: the reason of the last one
         reason = " ".join(str(error).split("got:")[-1].split())
-        misplaced = _misplaced_files(kind, data_dir)
-        raise ConnectionError(
-            f"{name} is not under {data_dir}{misplaced} and could not be downloaded ({reason})"
-        ) from error
+        folder, files = _torchvision_files(kind, data_dir)
+        missing = f"{name} is not under {folder} ({files[0][0]} and so on)"
+        raise ConnectionError(f"{missing} and could not be downloaded ({reason})") from error
     finally:
         socket.setdefaulttimeout(timeout)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
@@ -544,17 +462,6 @@ def _torchvision_files(kind, data_dir):
     return Path(data_dir, kind.__name__, "raw"), kind.resources
 
 
-def _misplaced_files(kind, data_dir):
-    """A remark on files of a torchvision dataset that lie near the folder where they belong."""
-    expected, files = _torchvision_files(kind, data_dir)
-    names = [name for name, _ in files]
-    names += [name.removesuffix(".gz") for name in names]
-    for folder in (Path(data_dir), Path(data_dir, "raw"), expected.parent):
-        if any((folder / name).exists() for name in names):
-            return f" (the files in {folder} are expected in {expected})"
-    return ""
-
-
 def _damaged_file(kind, data_dir):
     """The first file of a torchvision dataset that is not what it should be, or None."""
     folder, files = _torchvision_files(kind, data_dir)
@@ -567,52 +474,41 @@ def _damaged_file(kind, data_dir):
         read = read_image_file if "images" in path.name else read_label_file
         try:
             n = len(read(str(path)))
-        except (OSError, ValueError, AssertionError, LookupError, RuntimeError):
+        except Exception:
             return path
         if n_of_set.setdefault(path.name.split("-")[0], n) != n:
             return path
     return None
 
 
-def _load_folder(folder, img_size, train, check):
-    """The images of a folder as (n, C, img_size, img_size) uint8, with the subfolders as classes.
-
-    Returns:
-        images, labels, classes, and a list that tells what was left out.
-    """
-    if not folder.is_dir():
-        names = ", ".join(TORCHVISION)
-        raise UserError(f"{folder} is neither auto, {names}, glyphs nor a folder of images.")
+def _load_folder(folder, img_size, train, labelled):
+    """The images of a folder, their labels, the classes, and a list of what is left out."""
     train_folder, test_folder = _split_folders(folder)
     if not train and test_folder is None:
         raise UserError(f"the folder {folder} has no test set.")
-    paths, names, left_out = _find_labelled_images(train_folder)
+    paths, names, left_out = _find_images(train_folder, labelled)
     classes = sorted(set(names))
     if not train:  # the indices of the classes are the training set's
-        paths, names, left_out = _find_labelled_images(test_folder)
+        paths, names, left_out = _find_images(test_folder, labelled)
         unknown = set(names) - set(classes)
         if unknown:
-            name = min(unknown)
-            what = f'a class "{name}"' if name else "images without a class"
+            what = min(unknown) or "images without a class"
             raise UserError(f"{test_folder} has {what}, unlike {train_folder}.")
-    if test_folder:
-        parts = train_folder.name, "test", "val"
-        beside = [path for path in _visible(folder) if path.name not in parts]
-        if beside:
-            what = _count(len(beside), "file or folder", "files and folders")
-            left_out.append(f"{what} beside {train_folder.name} and {test_folder.name}")
-    check(len(paths), classes)
+    beside = [path for path in _visible(folder) if path not in (train_folder, test_folder)]
+    if train_folder != folder and beside:
+        left_out.append(_some(beside, "item", "beside the training and the test set"))
 
     images = torch.empty(len(paths), 3, img_size, img_size, dtype=torch.uint8)
-    is_grey = torch.empty(len(paths), dtype=torch.bool)
 
     def keep(i, image):
         images[i] = _to_square(image, img_size)
-        is_grey[i] = (images[i] == images[i, :1]).all()
 
     _decode_all(paths, keep)
-    if is_grey.all():
+    if all((part == part[:, :1]).all() for part in images.split(1000)):  # all are grey
         images = images[:, :1].contiguous()
+    dark = [path for path, top in zip(paths, images.flatten(1).amax(1).tolist()) if top <= 16]
+    if dark:  # values of 12 bits may lie in a file of 16
+        _tell(f"{_some(dark, 'image', 'with no pixel above 1/16 of white')}.")
     index = {name: i for i, name in enumerate(classes)}
     return images, torch.tensor([index[name] for name in names]), classes, left_out
 
@@ -620,167 +516,221 @@ def _load_folder(folder, img_size, train, check):
 def _split_folders(folder):
     """The folders of the training and of the test set: the folder itself and None, if not split."""
     parts = {}
-    for name in ("train", "test", "val"):
-        part = folder / name
-        if part.is_dir() and any(_is_image(path) for path in _files_below(part)):
-            parts[name] = part
-    test = parts.get("test", parts.get("val"))
-    return (parts["train"], test) if "train" in parts and test else (folder, None)
+    for path in _visible(folder):
+        # training_set, Train-Images or testset are usual names, too
+        name = re.sub("[ _-]?(set|data|images)$", "", path.name.lower())
+        is_part = name in ("train", "training", *TEST_NAMES) and path.is_dir()
+        if is_part and any(_images_below(path)):
+            parts[name] = path
+    train = parts.get("train", parts.get("training"))
+    test = next((parts[name] for name in TEST_NAMES if name in parts), None)
+    # a class may be called train, but hardly one that holds folders
+    if train and (test or any(path.parent != train for path in _images_below(train))):
+        return train, test
+    return folder, None
 
 
-def _find_labelled_images(folder):
-    """The images below a folder, the subfolder of each ("" for none), and what is left out."""
-    paths, n_others = _find_images(folder)
-    names = ["" if path.parent == folder else path.relative_to(folder).parts[0] for path in paths]
-    left_out = []
-    if n_others:
-        left_out.append(_count(n_others, "file that is not an image", "files that are not images"))
-    n_loose = names.count("")
-    if 0 < n_loose < len(names):
-        paths = [path for path, name in zip(paths, names) if name]
-        names = [name for name in names if name]
-        left_out.append(f"{_count(n_loose, 'image')} beside the class folders")
+def _images_below(folder):
+    """Yield the images below a folder."""
+    return filter(_is_image, _files_below(folder, []))
+
+
+def _find_images(folder, labelled):
+    """The images below a folder, at least one, the class of each, and a list of what is left out.
+
+    A class is the name of a subfolder. It is "" if there are none or they are no classes.
+    """
+    runs, loose, empty = [], [], []
+    files = list(_files_below(folder, runs))
+    paths = [path for path in files if _is_image(path)]
+    others = [path for path in files if not _is_image(path)]
+    names = [""] * len(paths)
+    if labelled and any(path.parent != folder for path in paths):
+        loose = [path for path in paths if path.parent == folder]
+        paths = [path for path in paths if path.parent != folder]
+        names = [path.relative_to(folder).parts[0] for path in paths]
+        filled = set(names)
+        empty = [p for p in _visible(folder) if p.is_dir() and p.name not in filled]
+        # macOS takes letters and their accents apart in some names
+        names = [unicodedata.normalize("NFC", name) for name in names]
+        parents = {path.parent for path in paths}
+        if len(set(names)) == 1 < len(parents):
+            place = os.path.commonpath(parents)
+            _tell(f"{folder} has one class; the classes seem to be in {place}.")
+    kinds = [
+        (others, "file", "of a kind that Pillow can't decode"),
+        (runs, "folder", "with a run's losses.csv or checkpoint.pt"),
+        (loose, "image", "beside the class folders"),
+        (empty, "folder", "without images"),
+    ]
+    left_out = [_some(*kind) for kind in kinds if kind[0]]
+    if not paths:
+        only = f", only {', '.join(left_out)}" if left_out else ""
+        raise UserError(f"the folder {folder} holds no images{only}.")
     return paths, names, left_out
 
 
-def _find_images(folder):
-    """The images below a folder, at least one, and the number of other files."""
-    files = list(_files_below(folder))
-    paths = [path for path in files if _is_image(path)]
-    if not paths:
-        others = f", only {_count(len(files), 'file')} of other kinds" if files else ""
-        raise UserError(f"the folder {folder} holds no images{others}.")
-    return paths, len(files) - len(paths)
+def _files_below(folder, runs, above=()):
+    """Yield the files below a folder in order; links to folders are followed, hidden files not.
 
-
-def _files_below(folder, above=()):
-    """Yield the files below a folder in order; links to folders are followed, hidden files not."""
+    The files of a folder that a run has written are no data: it is added to the list of runs.
+    """
     real = folder.resolve()
     if real in above:
         return  # a link to a folder that it lies in
+    is_run = (folder / "losses.csv").exists() or (folder / "checkpoint.pt").exists()
+    if is_run:
+        runs.append(folder)
     for path in _visible(folder):
         if path.is_dir():
-            yield from _files_below(path, (*above, real))
-        elif path.is_file() or path.is_symlink():  # not a socket; a broken link is a missing file
+            yield from _files_below(path, runs, (*above, real))
+        # not a socket; a broken link is a missing file
+        elif not is_run and (path.is_file() or path.is_symlink()):
             yield path
 
 
 def _visible(folder):
-    """What lies in a folder, sorted, without hidden files."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    """What lies in a folder, sorted, without hidden files and what programs add."""
+
+    def is_visible(path):
+        is_odd = path.name.startswith("@") or path.name.lower() in SYSTEM_FOLDERS
+        return not path.name.startswith(".") and not (is_odd and path.is_dir())
+
+    return sorted(filter(is_visible, folder.iterdir()))
 
 
 def _is_image(path):
-    """Whether a file's name has the ending of an image."""
-    return path.suffix.lower() in _image_suffixes()
-
-
-@functools.cache
-def _image_suffixes():
-    """The endings of the formats that Pillow can decode."""
-    suffixes = Image.registered_extensions()
-    return {s for s, kind in suffixes.items() if kind in Image.OPEN and kind not in NOT_DECODED}
+    """Whether a file's name has the ending of a format that Pillow can decode."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    return kind in Image.OPEN and kind not in NOT_DECODED
 
 
 def _decode_all(paths, use):
     """Decode image files in threads and call use(i, image) for each, in any order.
 
     use stores what it needs, so that an image is in memory only while it is used. On a terminal, a
-    live count shows the progress.
+    live count shows the progress; what is odd about images goes to stderr.
 
     Raises:
         OSError: files can't be read; the message names them all, the first ten by their paths.
     """
-    damaged = []
+    damaged, odd = [], {}
 
     def decode(i):
         try:
-            image, is_transparent = _open_image(paths[i])
+            image, remarks = _open_image(paths[i])
         except OSError as error:
-            return False, str(error)
+            return {}, [str(error)]
         use(i, image)
-        return is_transparent, None
+        return remarks, []
 
-    n_transparent = 0
     live = sys.stdout is not None and sys.stdout.isatty()
     try:
-        with ThreadPoolExecutor() as pool, warnings.catch_warnings():
+        with ThreadPoolExecutor(N_THREADS) as pool, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on odd files that it reads all the same
             for done in range(0, len(paths), 64):  # a short queue, for Ctrl-C and for the count
                 if live:
                     print(f"\r{done} of {len(paths)} images", end="", flush=True)
                 chunk = range(done, min(done + 64, len(paths)))
-                for is_transparent, fault in pool.map(decode, chunk):
-                    n_transparent += is_transparent
-                    if fault:
-                        damaged.append(fault)
+                for remarks, faults in pool.map(decode, chunk):
+                    damaged += faults
+                    for what, example in remarks.items():
+                        odd.setdefault(what, []).append(example)
     finally:
         if live:
             print(f"\r{' ' * len(f'{len(paths)} of {len(paths)} images')}\r", end="", flush=True)
 
-    if len(damaged) == 1:
-        raise OSError(f"{damaged[0]}; take it out of the folder.")
     if damaged:
         listed = damaged[:FILES_LISTED]
         if len(damaged) > FILES_LISTED:
             listed.append(f"and {len(damaged) - FILES_LISTED} more")
-        raise OSError(
-            f"{len(damaged)} of {len(paths)} files can't be read as images, "
-            f"take them out of the folder: {'; '.join(listed)}."
-        )
-    if n_transparent:
-        what = _count(n_transparent, "image has", "images have")
-        print(f"{what} transparent pixels: they are laid on white.", file=sys.stderr)
+        advice = f"take {len(damaged)} of {len(paths)} files out of the folder"
+        raise OSError(f"{advice}: {'; '.join(listed)}.")
+    for what, examples in odd.items():
+        _tell(f"{_some(examples, 'image', f'with {what}')}.")
 
 
 def _open_image(path):
-    """An image file as an upright RGB image, and whether parts of it are transparent."""
+    """An image file as an upright RGB image, and remarks: what is odd about it, and where."""
+    remarks = {}
     try:
         with Image.open(path) as file:
             file.load()
-            image = _upright(file)
-        if image.mode.startswith(("I", "F")):
-            image = _scaled_to_bytes(image, file.format)
-        if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
-            return image.convert("RGB"), False
-        image = image.convert("RGBA")
-        page = Image.new("RGBA", image.size, "white")
-        is_transparent = image.getchannel("A").getextrema()[0] < 255
-        return Image.alpha_composite(page, image).convert("RGB"), is_transparent
+            with contextlib.suppress(Exception):  # damaged EXIF data; the pixels are sound
+                ImageOps.exif_transpose(file, in_place=True)
+            image = file.copy()  # outlives the file
+            n_frames = 1
+            with contextlib.suppress(Exception):  # another frame is damaged
+                n_frames = getattr(file, "n_frames", 1)
+        if n_frames > 1 and file.format not in ("MPO", "PSD"):  # previews, layers
+            what = "several pages or frames, of which only the first is used"
+            remarks[what] = f"{path} has {n_frames}"
+        image = _with_known_values(image, file)
+
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+        elif image.mode not in ("RGB", "CMYK"):
+            image = image.convert("RGB")
+        if image.info.get("icc_profile"):
+            image = _to_srgb(image)
+
+        # an alpha of 0 everywhere is none: 32-bit BMP and TGA often have it
+        least, most = image.getchannel("A").getextrema() if image.mode == "RGBA" else (255, 255)
+        if least < 255 and most > 0:
+            remarks["transparent pixels, which are laid on white"] = path
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB"), remarks
     except MemoryError:
         raise
     except Exception as error:  # Pillow answers a damaged, huge or foreign file in a dozen ways
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "its content is not that of an image"
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "its content is of no kind that Pillow can decode"
         raise OSError(f"{path} can't be read as an image ({reason})") from error
 
 
-def _upright(image):
-    """An image turned as its EXIF orientation says."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # the EXIF data is damaged; the pixels are sound
-        orientation = None
-    if orientation in UPRIGHT:
-        return image.transpose(UPRIGHT[orientation])
-    return image.copy()  # outlives the file
+def _with_known_values(image, file):
+    """The image with grey of more than 8 bits as bytes, and a fourth channel only if it is alpha.
 
+    file has what Pillow read beside the pixels: it leaves it to us what the values mean.
+    """
+    tags = getattr(file, "tag_v2", {})  # of TIFF
+    if file.format == "FITS":
+        raise ValueError("no value of a FITS file is known to be white")
+    if tags.get(ExifTags.Base.SampleFormat, (1,))[0] == 2:
+        raise ValueError("its pixels are signed integers, of which none is known to be white")
+    if image.mode == "RGBA" and file.format == "TIFF" and ExifTags.Base.ExtraSamples not in tags:
+        return image.convert("RGB")  # the fourth may be near infrared
+    if not image.mode.startswith(("I", "F")):
+        return image
 
-def _scaled_to_bytes(image, file_format):
-    """A grey image of 16-bit integers, or of floats in [0, 1], as one of bytes."""
     if image.mode == "F":
         white = 1
-    elif image.mode != "I" or file_format in ("PNG", "PPM"):
-        white = 65535
+    elif image.mode != "I" or file.format in ("PNG", "PPM"):
+        white = 2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
     else:
         raise ValueError("its pixels are 32-bit integers, of which none is known to be white")
-    pixels = np.asarray(image, dtype=np.float64) / white
-    if not (pixels.min() >= 0 and pixels.max() <= 1):  # not a number is refused, too
+    levels = np.asarray(image) * np.float32(255 / white)  # no float64, which would take much memory
+    np.rint(levels, out=levels)
+    if not (levels.min() >= 0 and levels.max() <= 255):  # not a number is refused, too
         raise ValueError("its pixels are floats outside the range of 0 to 1")
-    return Image.fromarray((255 * pixels).round().astype(np.uint8))
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is 0
+        levels = 255 - levels
+    return Image.fromarray(levels.astype(np.uint8))
+
+
+def _to_srgb(image):
+    """The image with its colours converted from its profile to sRGB."""
+    # what fails is a damaged profile, one for another kind of image, or a Pillow without littlecms
+    with contextlib.suppress(OSError, ImportError, ImageCms.PyCMSError):
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+        if "sRGB" not in ImageCms.getProfileDescription(profile):
+            mode = "RGBA" if image.mode == "RGBA" else "RGB"
+            srgb = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image, profile, srgb, outputMode=mode)
+    return image
 
 
 def _to_square(image, size):
     """The centre square of an RGB image, resized, as (3, size, size) uint8."""
-    return pil_to_tensor(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+    return pil_to_tensor(ImageOps.fit(image, (size, size), BILINEAR))

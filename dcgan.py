@@ -13,8 +13,9 @@ Parent: vanilla_gan.py. `diff vanilla_gan.py dcgan.py` shows what the paper adds
 
 Departures from the paper:
  1. Below 32x32 the networks follow the authors' MNIST script: few levels and a dense hidden layer
-    in both, half as wide as there, without its labels and its weight decay. From 32x32 on they are
-    the paper's, with as many levels as the side asks for and a quarter of the channels.
+    in both, half as wide as there, without its labels and its weight decay, and with the gains and
+    biases of batch normalisation that it leaves out. From 32x32 on they are the paper's, with as
+    many levels as the side asks for and a quarter of the channels.
  2. Kernels of 4, not 5: a multiple of the stride covers every pixel equally often.
  3. Learning rates of 4e-4, not 2e-4, and batches of 64, not 128, because a run is meant to take
     minutes.
@@ -39,7 +40,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common import UserError, batches, get_device, load_data, process_rank, save_grid
+from common import RANK, UserError, batches, get_device, load_data, save_grid
 
 SCRIPT = "dcgan"
 EPOCHS = 20  # of a run for which --n_epochs is not given, unless MIN_STEPS are more
@@ -70,7 +71,7 @@ def parse_args(argv=None, saved=None):
     )
     add = parser.add_argument
     add("--n_epochs", type=in_range(int, 1),
-        help=f"passes over the data ({EPOCHS}, or as many as {MIN_STEPS:,} steps take)")
+        help=f"passes over the data ({EPOCHS} or, if more, as many as {MIN_STEPS:,} steps take)")
     add("--batch_size", type=in_range(int, 2), default=64, help="images per step (%(default)s)")
     add("--lr_g", type=in_range(float, 0), default=4e-4, help="learning rate of G (%(default)s)")
     add("--lr_d", type=in_range(float, 0), default=4e-4, help="learning rate of D (%(default)s)")
@@ -399,7 +400,7 @@ def draw_finished(args, saved):
     names = (args.resume.with_name(f"samples-{i}.png") for i in itertools.count(2))
     path = next(path for path in names if not path.exists())
     save_grid(path, **sample(load_generator(args.resume), D, args))
-    print(f"{path}: finished at epoch {args.n_epochs}; a larger --n_epochs continues the run")
+    print(f"{path}: {saved['epochs_done']:g} epochs done; a larger --n_epochs continues the run")
 
 
 def save_losses(folder, names, rows):
@@ -451,7 +452,6 @@ def plan(args, data, saved):
 def train(args, saved):
     """Train to args.n_epochs, from the start or from a checkpoint, and leave the run's files."""
     device = get_device(args.cuda)
-    rank = process_rank()  # above 0 in those processes of torchrun that write and print nothing
     torch.manual_seed(args.seed)
     data, G, D = build(args, device)
     args.dataset = data.name  # not auto, which may find other data when the run is resumed
@@ -464,10 +464,10 @@ def train(args, saved):
     steps_per_epoch, n_left = plan(args, data, saved)
     step, rows = saved.get("steps_done", 0), saved.get("rows", [])
     n_steps = step + n_left
-    if saved and rank == 0:
+    if saved and RANK == 0:
         args.folder = run_folder(args, data)  # that of a new run follows its first step
-    if rank > 0:
-        torch.manual_seed(args.seed + step + rank)  # every process draws its own z
+    if RANK > 0:  # a further process of torchrun: it draws its own z, and writes and prints nothing
+        torch.manual_seed(args.seed + step + RANK)
     one_step = functools.partial(full_step, state, args)
     if device.type == "cuda" and not torch.distributed.is_initialized():
         one_step = cuda_graph(one_step, (opt_G, opt_D))
@@ -490,7 +490,7 @@ def train(args, saved):
             raise UserError("the training has diverged; lower --lr_g or --lr_d")
         means = torch.stack(recent).mean(0).tolist()
         recent = []
-        if rank > 0:
+        if RANK > 0:
             continue
         if not args.folder:  # only now, so that a run that fails at once leaves nothing
             args.folder = run_folder(args, data)
@@ -503,7 +503,7 @@ def train(args, saved):
         save_grid(args.folder / f"{step:06}.png", **sample(G_avg, D, args))
         progress = {"steps_done": step, "epochs_done": epochs_done, "rows": rows}
         save_checkpoint(args, data, state, progress)
-    if rank == 0:
+    if RANK == 0:
         save_grid(args.folder / "samples.png", **sample(G_avg, D, args))
         print(args.folder / "samples.png")
 
@@ -527,7 +527,7 @@ def main(argv=None):
             reason += f'; to continue: python "{sys.argv[0]}" --resume "{args.folder}"'
     except (UserError, OSError, torch.OutOfMemoryError) as error:
         status, reason = 2, error
-    if process_rank() == 0:
+    if RANK == 0:
         print(f"{SCRIPT}.py: {reason}", file=sys.stderr)
     sys.exit(status)
 

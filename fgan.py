@@ -1,4 +1,4 @@
-"""f-GAN: D estimates an f-divergence between the data and G's images, and G makes it small.
+"""f-GAN: D estimates an f-divergence between the data and G's images, and G follows D's estimate.
 
 Nowozin, Cseke and Tomioka 2016, arXiv:1606.00709. Let p be the density of the data and q that of
 G's images, f convex, and f*(t) = sup_u (ut - f(u)) its conjugate. For every function T with values
@@ -6,13 +6,31 @@ in the domain of f* (eq. 4; E_x is over the data, E_q over G's images, E_z over 
     D_f(p || q) = E_q[f(p / q)] >= F = E_x[T(x)] - E_z[f*(T(G(z)))],
 with equality for T = f'(p / q) (eq. 5). Here T = g_f(s): s is the raw score of D, the V of the
 paper, and g_f maps any number into the domain of f* (eq. 7). D ascends F. G descends F (minimax)
-or, in practice, ascends E_z[g_f(s(G(z)))] (section 3.2).
+or, in practice, ascends E_z[g_f(s(G(z)))] (section 3.2), the non-saturating loss.
+
+Which divergence does G make small? Let D be the best, T = f'(u) with u = p / q. G's step leaves T
+as it is and changes q, by dq. As f*(f'(u)) = u f'(u) - f(u), this changes
+    F             by  -Integral f*(T) dq = Integral (f(u) - u f'(u)) dq,
+    D_f(p || q)   by  Integral (f(u) - u f'(u)) dq,
+    E_q[T]        by  Integral f'(u) dq.
+So minimax descends the divergence that --divergence names. The non-saturating loss, the default,
+descends another, D_h with h(u) - u h'(u) = -f'(u), which means h''(u) = f''(u) / u:
+    kl                     reverse KL
+    reverse_kl             half of Neyman's chi-squared
+    pearson                2 KL
+    jeffrey                reverse KL plus half of Neyman's chi-squared
+    gan, jensen_shannon    2 KL((p + q) / 2 || p), as Shannon et al. 2020 found (arXiv:2010.08029)
+    total_variation        itself
+    alpha                  the alpha-divergence of order alpha - 1
+Up to a factor pearson, kl, squared_hellinger, reverse_kl and neyman are alpha-divergences too, of
+order 2, 1, 1/2, 0 and -1.
 
 T > f'(1) means that D takes an image for real (p > q). A run prints the share of real images above
 this threshold (TPR) and of generated ones that are not (TNR).
 
     python fgan.py                         # MNIST, or drawn digits when offline, with kl
     python fgan.py --divergence pearson    # another row of the table
+    python fgan.py --loss minimax          # G descends the divergence itself
 
 Parent: vanilla_gan.py. `diff vanilla_gan.py fgan.py` shows what the paper adds: a table of losses.
 
@@ -27,8 +45,10 @@ What to expect:
 Departures from the paper:
  1. g_f increases in s in every row, so that a high score always means a real image. In Table 6 of
     arXiv version 1 reverse_kl, neyman and squared_hellinger have the opposite sign.
- 2. s is asinh(r), r being the output of D's last layer. D can still reach every T, but exp(s) is at
-    most 2|r| + 1: with s = r, a single image at r = 90 makes the loss of kl infinite.
+ 2. s is asinh(r), r being the output of D's last layer, so that exp(s) is at most 2|r| + 1. With
+    s = r, single images, by exp(s), rule D's loss: on MNIST, G learns nothing from kl in two
+    epochs. The paper's remedy, clipped gradients, does less. D can still reach every T, but takes
+    longer to reach large ones: `python tests/fgan_fit.py --asinh` fits jeffrey and pearson worse.
  3. D and G are updated in turn, not at once. Batches of 64, not 4096, give more steps in a run.
     The learning rates are above 2e-4, and D's is above G's: behind a slow D, G collapses.
  4. PyTorch's initialisation. z is Gaussian, images are in [-1, 1] and G ends in tanh, not sigmoid.
@@ -55,7 +75,7 @@ import torch
 from torch import nn
 from torch.nn.functional import logsigmoid, softplus
 
-from common import UserError, batches, get_device, load_data, process_rank, save_grid
+from common import RANK, UserError, batches, get_device, load_data, save_grid
 
 SCRIPT = "fgan"
 EPOCHS = 20  # of a run for which --n_epochs is not given, unless MIN_STEPS are more
@@ -178,7 +198,7 @@ def parse_args(argv=None, saved=None):
     )
     add = parser.add_argument
     add("--n_epochs", type=in_range(int, 1),
-        help=f"passes over the data ({EPOCHS}, or as many as {MIN_STEPS:,} steps take)")
+        help=f"passes over the data ({EPOCHS} or, if more, as many as {MIN_STEPS:,} steps take)")
     add("--batch_size", type=in_range(int, 2), default=64, help="images per step (%(default)s)")
     add("--lr_g", type=in_range(float, 0), help="learning rate of G (0.001; neyman: 0.0002)")
     add("--lr_d", type=in_range(float, 0), help="learning rate of D (0.002; neyman: 0.0004)")
@@ -203,13 +223,14 @@ def parse_args(argv=None, saved=None):
     add("--cuda", action=BooleanOptionalAction, default=False, help="train on a CUDA device")
     add = parser.add_argument_group("options of the paper").add_argument
     add("--divergence", choices=[*DIVERGENCES, "js_weighted", "alpha"], default="kl",
-        help="what D estimates and G minimises (%(default)s)")
+        help="what D estimates; G minimises it if --loss is minimax (%(default)s)")
     add("--pi", type=in_range(float, 1e-6, 1), default=0.3,
         help="js_weighted: weight of the data, between 0 and 1 (%(default)s)")
     add("--alpha", type=in_range(float, -100, 100), default=1.5,
         help="alpha: order, not 0 and not within 0.1 of 1, where it tends to kl (%(default)s)")
     add("--loss", choices=["non_saturating", "minimax"], default="non_saturating",
-        help="G ascends E[g_f(s)] or descends F (%(default)s)")
+        help="G ascends E[g_f(s)], which minimises another divergence (for kl: reverse KL), or "
+        "descends F, which minimises the one named (%(default)s)")
     parser.set_defaults(folder=None, **(saved or {}))  # folder: see run_folder
     args = parser.parse_args(argv)
     if args.alpha == 0 or abs(args.alpha - 1) < 0.1 - 1e-9:
@@ -263,7 +284,10 @@ def discriminator_loss(s_real, s_fake, args):
 
 
 def generator_loss(s_fake, args):
-    """-E[g_f(s(G(z)))] (section 3.2), or -E[f*(g_f(s(G(z))))] for minimax, from scores (N, 1)."""
+    """-E[g_f(s(G(z)))] (section 3.2), or -E[f*(g_f(s(G(z))))] for minimax, from scores (N, 1).
+
+    With the best D, minimax descends D_f, the other D_h with h''(u) = f''(u) / u.
+    """
     f = divergence(args)
     if args.loss == "minimax":
         return -f.conjugate(s_fake).mean()
@@ -474,7 +498,7 @@ def draw_finished(args, saved):
     names = (args.resume.with_name(f"samples-{i}.png") for i in itertools.count(2))
     path = next(path for path in names if not path.exists())
     save_grid(path, **sample(load_generator(args.resume), D, args))
-    print(f"{path}: finished at epoch {args.n_epochs}; a larger --n_epochs continues the run")
+    print(f"{path}: {saved['epochs_done']:g} epochs done; a larger --n_epochs continues the run")
 
 
 def save_losses(folder, names, rows):
@@ -526,7 +550,6 @@ def plan(args, data, saved):
 def train(args, saved):
     """Train to args.n_epochs, from the start or from a checkpoint, and leave the run's files."""
     device = get_device(args.cuda)
-    rank = process_rank()  # above 0 in those processes of torchrun that write and print nothing
     torch.manual_seed(args.seed)
     data, G, D = build(args, device)
     args.dataset = data.name  # not auto, which may find other data when the run is resumed
@@ -539,10 +562,10 @@ def train(args, saved):
     steps_per_epoch, n_left = plan(args, data, saved)
     step, rows = saved.get("steps_done", 0), saved.get("rows", [])
     n_steps = step + n_left
-    if saved and rank == 0:
+    if saved and RANK == 0:
         args.folder = run_folder(args, data)  # that of a new run follows its first step
-    if rank > 0:
-        torch.manual_seed(args.seed + step + rank)  # every process draws its own z
+    if RANK > 0:  # a further process of torchrun: it draws its own z, and writes and prints nothing
+        torch.manual_seed(args.seed + step + RANK)
     one_step = functools.partial(full_step, state, args)
     if device.type == "cuda" and not torch.distributed.is_initialized():
         one_step = cuda_graph(one_step, (opt_G, opt_D))
@@ -565,7 +588,7 @@ def train(args, saved):
             raise UserError("the training has diverged; lower --lr_g or --lr_d")
         means = torch.stack(recent).mean(0).tolist()
         recent = []
-        if rank > 0:
+        if RANK > 0:
             continue
         if not args.folder:  # only now, so that a run that fails at once leaves nothing
             args.folder = run_folder(args, data)
@@ -578,7 +601,7 @@ def train(args, saved):
         save_grid(args.folder / f"{step:06}.png", **sample(G_avg, D, args))
         progress = {"steps_done": step, "epochs_done": epochs_done, "rows": rows}
         save_checkpoint(args, data, state, progress)
-    if rank == 0:
+    if RANK == 0:
         save_grid(args.folder / "samples.png", **sample(G_avg, D, args))
         print(args.folder / "samples.png")
 
@@ -602,7 +625,7 @@ def main(argv=None):
             reason += f'; to continue: python "{sys.argv[0]}" --resume "{args.folder}"'
     except (UserError, OSError, torch.OutOfMemoryError) as error:
         status, reason = 2, error
-    if process_rank() == 0:
+    if RANK == 0:
         print(f"{SCRIPT}.py: {reason}", file=sys.stderr)
     sys.exit(status)
 

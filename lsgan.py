@@ -6,10 +6,15 @@ and b for real ones, G wants it to be c for its own (eq. 2):
     G descends 1/2 E_z[(D(G(z)) - c)^2].
 The cross-entropy of the parent is almost flat for a sample far on the right side; a square is flat
 at a single point. With p the density of the data and q that of G's images, the best D for a fixed
-G is (b p + a q) / (p + q) (eq. 5). If b - c = 1 and b - a = 2, then with this D and the constant
-1/2 E_x[(D(x) - c)^2] added G's objective is half the Pearson divergence chi2(p + q || 2q). The
-default (0, 1, 1) has no such theorem; the paper, which uses it in its experiments, finds the two
-alike.
+G is D* = (b p + a q) / (p + q) (eq. 5). Let 2 C = E_x[(D*(x) - c)^2] + E_z[(D*(G(z)) - c)^2], twice
+G's objective with a term in the data added, which has no gradient in G's step. For every a, b and c
+    2 C = (a + b - 2c)^2 / 2 + (b - a)^2 / 4 * Integral (p - q)^2 / (p + q).
+The integral is the Pearson divergence chi2(p + q || 2q), which is 0 only for p = q. The paper
+proves the case b - c = 1, b - a = 2, where 2 C is the divergence and nothing else.
+
+C is the value with the best D. It is not what G's step descends, in which D is fixed: there c = b
+pushes every image to a higher score, while c = (a + b) / 2 pushes those above c to a lower one. The
+default (0, 1, 1) is what the paper trains with; it finds the two codings alike.
 
     python lsgan.py                       # MNIST, or drawn digits when offline
     python lsgan.py --a -1 --b 1 --c 0    # the Pearson coding
@@ -37,7 +42,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common import UserError, batches, get_device, load_data, process_rank, save_grid
+from common import RANK, UserError, batches, get_device, load_data, save_grid
 
 SCRIPT = "lsgan"
 EPOCHS = 20  # of a run for which --n_epochs is not given, unless MIN_STEPS are more
@@ -68,7 +73,7 @@ def parse_args(argv=None, saved=None):
     )
     add = parser.add_argument
     add("--n_epochs", type=in_range(int, 1),
-        help=f"passes over the data ({EPOCHS}, or as many as {MIN_STEPS:,} steps take)")
+        help=f"passes over the data ({EPOCHS} or, if more, as many as {MIN_STEPS:,} steps take)")
     add("--batch_size", type=in_range(int, 2), default=64, help="images per step (%(default)s)")
     add("--lr_g", type=in_range(float, 0), default=4e-4, help="learning rate of G (%(default)s)")
     add("--lr_d", type=in_range(float, 0), default=4e-4, help="learning rate of D (%(default)s)")
@@ -401,7 +406,7 @@ def draw_finished(args, saved):
     names = (args.resume.with_name(f"samples-{i}.png") for i in itertools.count(2))
     path = next(path for path in names if not path.exists())
     save_grid(path, **sample(load_generator(args.resume), D, args))
-    print(f"{path}: finished at epoch {args.n_epochs}; a larger --n_epochs continues the run")
+    print(f"{path}: {saved['epochs_done']:g} epochs done; a larger --n_epochs continues the run")
 
 
 def save_losses(folder, names, rows):
@@ -453,7 +458,6 @@ def plan(args, data, saved):
 def train(args, saved):
     """Train to args.n_epochs, from the start or from a checkpoint, and leave the run's files."""
     device = get_device(args.cuda)
-    rank = process_rank()  # above 0 in those processes of torchrun that write and print nothing
     torch.manual_seed(args.seed)
     data, G, D = build(args, device)
     args.dataset = data.name  # not auto, which may find other data when the run is resumed
@@ -466,10 +470,10 @@ def train(args, saved):
     steps_per_epoch, n_left = plan(args, data, saved)
     step, rows = saved.get("steps_done", 0), saved.get("rows", [])
     n_steps = step + n_left
-    if saved and rank == 0:
+    if saved and RANK == 0:
         args.folder = run_folder(args, data)  # that of a new run follows its first step
-    if rank > 0:
-        torch.manual_seed(args.seed + step + rank)  # every process draws its own z
+    if RANK > 0:  # a further process of torchrun: it draws its own z, and writes and prints nothing
+        torch.manual_seed(args.seed + step + RANK)
     one_step = functools.partial(full_step, state, args)
     if device.type == "cuda" and not torch.distributed.is_initialized():
         one_step = cuda_graph(one_step, (opt_G, opt_D))
@@ -492,7 +496,7 @@ def train(args, saved):
             raise UserError("the training has diverged; lower --lr_g or --lr_d")
         means = torch.stack(recent).mean(0).tolist()
         recent = []
-        if rank > 0:
+        if RANK > 0:
             continue
         if not args.folder:  # only now, so that a run that fails at once leaves nothing
             args.folder = run_folder(args, data)
@@ -505,7 +509,7 @@ def train(args, saved):
         save_grid(args.folder / f"{step:06}.png", **sample(G_avg, D, args))
         progress = {"steps_done": step, "epochs_done": epochs_done, "rows": rows}
         save_checkpoint(args, data, state, progress)
-    if rank == 0:
+    if RANK == 0:
         save_grid(args.folder / "samples.png", **sample(G_avg, D, args))
         print(args.folder / "samples.png")
 
@@ -529,7 +533,7 @@ def main(argv=None):
             reason += f'; to continue: python "{sys.argv[0]}" --resume "{args.folder}"'
     except (UserError, OSError, torch.OutOfMemoryError) as error:
         status, reason = 2, error
-    if process_rank() == 0:
+    if RANK == 0:
         print(f"{SCRIPT}.py: {reason}", file=sys.stderr)
     sys.exit(status)
 

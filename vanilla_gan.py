@@ -3,9 +3,10 @@
 Goodfellow et al. 2014, arXiv:1406.2661. With s the raw score of D, D(x) = sigmoid(s(x)), they play
     min_G max_D V(D, G) = E_x[log D(x)] + E_z[log(1 - D(G(z)))]                            (eq. 1).
 Let p be the density of the data and q that of G's images. For a fixed G the best D is p / (p + q)
-(Proposition 1), and then V = -log 4 + 2 JSD(p || q) (Theorem 1): G minimises the Jensen-Shannon
-divergence. While D wins, log(1 - D(G(z))) is flat, so in practice G ascends E_z[log D(G(z))], the
-non-saturating loss (section 3).
+(Proposition 1), and then V = -log 4 + 2 JSD(p || q) (Theorem 1): in the game as written G minimises
+the Jensen-Shannon divergence. But while D wins, log(1 - D(G(z))) is flat, so in practice G ascends
+E_z[log D(G(z))], the non-saturating loss (section 3). With the best D that descends another
+divergence, 2 KL((p + q) / 2 || p) (see fgan.py), which is also 0 for p = q alone.
 
     python vanilla_gan.py                   # MNIST, or drawn digits when offline
     python vanilla_gan.py --loss minimax    # the game as written
@@ -14,9 +15,9 @@ This is the root of the family: `diff vanilla_gan.py dcgan.py` and `diff vanilla
 show what the next papers change.
 
 Departures from the paper:
- 1. G has three hidden layers with batch normalisation, where the paper has two without. D has three
-    with LeakyReLU and light dropout, where the paper has two of maxout with heavy dropout. With
-    plain ReLU in both, G collapses to a single digit. The initialisation is PyTorch's.
+ 1. G has three hidden layers with batch normalisation, where the authors' code has two without. D
+    has three with LeakyReLU and light dropout, where their code has two of maxout with heavy
+    dropout. With plain ReLU in both, G collapses to a single digit. PyTorch's initialisation.
  2. Images are in [-1, 1] and G ends in tanh, not sigmoid.
  3. Adam instead of stochastic gradient descent with momentum.
  4. The learning rates fall linearly to 0 over the second half of the run, and a running average of
@@ -40,7 +41,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common import UserError, batches, get_device, load_data, process_rank, save_grid
+from common import RANK, UserError, batches, get_device, load_data, save_grid
 
 SCRIPT = "vanilla_gan"
 EPOCHS = 11  # of a run for which --n_epochs is not given, unless MIN_STEPS are more
@@ -71,7 +72,7 @@ def parse_args(argv=None, saved=None):
     )
     add = parser.add_argument
     add("--n_epochs", type=in_range(int, 1),
-        help=f"passes over the data ({EPOCHS}, or as many as {MIN_STEPS:,} steps take)")
+        help=f"passes over the data ({EPOCHS} or, if more, as many as {MIN_STEPS:,} steps take)")
     add("--batch_size", type=in_range(int, 2), default=64, help="images per step (%(default)s)")
     add("--lr_g", type=in_range(float, 0), default=1e-3, help="learning rate of G (%(default)s)")
     add("--lr_d", type=in_range(float, 0), default=4e-4, help="learning rate of D (%(default)s)")
@@ -156,8 +157,9 @@ def generator_loss(s_fake, args):
 def train_step(G, D, opt_G, opt_D, x, y, args):
     """Update D, then G, on images x (N, C, H, H). Conditional scripts use the labels y (N,).
 
-    Returns the losses, the mean raw scores and (V + log 4) / 2, in nats, by name, as detached
-    scalars on the device. The last is JSD(p || q) with the best D, less with another (Theorem 1).
+    Returns the losses, the mean raw scores and JSD>= = (V + log 4) / 2, in nats, by name, as
+    detached scalars on the device. With the best D the last equals JSD(p || q); with any other it
+    is smaller (Theorem 1). It is estimated from training images, which D may know by heart.
     """
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     fake = G(z)
@@ -354,7 +356,7 @@ def draw_finished(args, saved):
     names = (args.resume.with_name(f"samples-{i}.png") for i in itertools.count(2))
     path = next(path for path in names if not path.exists())
     save_grid(path, **sample(load_generator(args.resume), D, args))
-    print(f"{path}: finished at epoch {args.n_epochs}; a larger --n_epochs continues the run")
+    print(f"{path}: {saved['epochs_done']:g} epochs done; a larger --n_epochs continues the run")
 
 
 def save_losses(folder, names, rows):
@@ -406,7 +408,6 @@ def plan(args, data, saved):
 def train(args, saved):
     """Train to args.n_epochs, from the start or from a checkpoint, and leave the run's files."""
     device = get_device(args.cuda)
-    rank = process_rank()  # above 0 in those processes of torchrun that write and print nothing
     torch.manual_seed(args.seed)
     data, G, D = build(args, device)
     args.dataset = data.name  # not auto, which may find other data when the run is resumed
@@ -419,10 +420,10 @@ def train(args, saved):
     steps_per_epoch, n_left = plan(args, data, saved)
     step, rows = saved.get("steps_done", 0), saved.get("rows", [])
     n_steps = step + n_left
-    if saved and rank == 0:
+    if saved and RANK == 0:
         args.folder = run_folder(args, data)  # that of a new run follows its first step
-    if rank > 0:
-        torch.manual_seed(args.seed + step + rank)  # every process draws its own z
+    if RANK > 0:  # a further process of torchrun: it draws its own z, and writes and prints nothing
+        torch.manual_seed(args.seed + step + RANK)
     one_step = functools.partial(full_step, state, args)
     if device.type == "cuda" and not torch.distributed.is_initialized():
         one_step = cuda_graph(one_step, (opt_G, opt_D))
@@ -445,7 +446,7 @@ def train(args, saved):
             raise UserError("the training has diverged; lower --lr_g or --lr_d")
         means = torch.stack(recent).mean(0).tolist()
         recent = []
-        if rank > 0:
+        if RANK > 0:
             continue
         if not args.folder:  # only now, so that a run that fails at once leaves nothing
             args.folder = run_folder(args, data)
@@ -458,7 +459,7 @@ def train(args, saved):
         save_grid(args.folder / f"{step:06}.png", **sample(G_avg, D, args))
         progress = {"steps_done": step, "epochs_done": epochs_done, "rows": rows}
         save_checkpoint(args, data, state, progress)
-    if rank == 0:
+    if RANK == 0:
         save_grid(args.folder / "samples.png", **sample(G_avg, D, args))
         print(args.folder / "samples.png")
 
@@ -482,7 +483,7 @@ def main(argv=None):
             reason += f'; to continue: python "{sys.argv[0]}" --resume "{args.folder}"'
     except (UserError, OSError, torch.OutOfMemoryError) as error:
         status, reason = 2, error
-    if process_rank() == 0:
+    if RANK == 0:
         print(f"{SCRIPT}.py: {reason}", file=sys.stderr)
     sys.exit(status)
 

@@ -2,6 +2,7 @@
 import math
 from argparse import Namespace
 
+import fgan_fit
 import pytest
 import torch
 from conftest import batch, networks, refused
@@ -32,45 +33,55 @@ def bisected_jeffrey(t):
     return u * t - (u - 1) * low
 
 
-# name: f(u), f*(t), the ends of the domain of f*, and D_f(p || q) by another formula
+# name: f(u), f*(t), the ends of the domain of f*, D_f(p || q) by another formula, and the h(u) of
+# the divergence that the non-saturating loss descends
 PAPER = {
     "total_variation": (
         lambda u: (u - 1).abs() / 2, lambda t: t, (-0.5, 0.5),
         lambda p, q: (p - q).abs().sum() / 2,
+        lambda u: (u - 1).abs() / 2,
     ),
     "kl": (
         lambda u: u * u.log(), lambda t: (t - 1).exp(), (-math.inf, math.inf),
         lambda p, q: (p * (p / q).log()).sum(),
+        lambda u: -u.log(),
     ),
     "reverse_kl": (
         lambda u: -u.log(), lambda t: -1 - (-t).log(), (-math.inf, 0),
         lambda p, q: (q * (q / p).log()).sum(),
+        lambda u: (1 - u) ** 2 / (2 * u),
     ),
     "pearson": (
         lambda u: (u - 1) ** 2, lambda t: t**2 / 4 + t, (-math.inf, math.inf),
         lambda p, q: ((p - q) ** 2 / q).sum(),
+        lambda u: 2 * u * u.log(),
     ),
     "neyman": (
         lambda u: (1 - u) ** 2 / u, lambda t: 2 - 2 * (1 - t).sqrt(), (-math.inf, 1),
         lambda p, q: ((p - q) ** 2 / p).sum(),
+        lambda u: 2 * f_alpha(-2)(u),
     ),
     "squared_hellinger": (
         lambda u: (u.sqrt() - 1) ** 2, lambda t: t / (1 - t), (-math.inf, 1),
         lambda p, q: 2 - 2 * (p * q).sqrt().sum(),
+        lambda u: f_alpha(-0.5)(u) / 2,
     ),
     "jeffrey": (
         lambda u: (u - 1) * u.log(), bisected_jeffrey, (-math.inf, math.inf),
         lambda p, q: ((p - q) * (p.log() - q.log())).sum(),
+        lambda u: -u.log() + (1 - u) ** 2 / (2 * u),
     ),
     "jensen_shannon": (
         lambda u: u * u.log() - (u + 1) * ((u + 1) / 2).log(),
         lambda t: -(2 - t.exp()).log(), (-math.inf, math.log(2)),
         lambda p, q: (p * (2 * p / (p + q)).log() + q * (2 * q / (p + q)).log()).sum(),
+        lambda u: (1 + u) * ((1 + u) / (2 * u)).log(),
     ),
     "gan": (
         lambda u: u * u.log() - (u + 1) * (u + 1).log(),
         lambda t: -(1 - t.exp()).log(), (-math.inf, 0),
         lambda p, q: (p * (p / (p + q)).log() + q * (q / (p + q)).log()).sum(),
+        lambda u: (1 + u) * ((1 + u) / (2 * u)).log(),
     ),
 }  # fmt: skip
 
@@ -83,7 +94,10 @@ def js_weighted(pi):
         m = pi * p + (1 - pi) * q
         return pi * (p * (p / m).log()).sum() + (1 - pi) * (q * (q / m).log()).sum()
 
-    return f_js_weighted(pi), conjugate, (-math.inf, -pi * math.log(pi)), between
+    def h(u):
+        return -pi * u.log() - pi / (1 - pi) * f_js_weighted(pi)(u)
+
+    return f_js_weighted(pi), conjugate, (-math.inf, -pi * math.log(pi)), between, h
 
 
 def alpha(a):
@@ -94,6 +108,7 @@ def alpha(a):
     return (
         f_alpha(a), conjugate, ends,
         lambda p, q: ((p**a * q ** (1 - a)).sum() - 1) / (a * (a - 1)),
+        f_alpha(a - 1),
     )  # fmt: skip
 
 
@@ -108,7 +123,7 @@ class Row:
     """A row of the script's table beside its definitions in the paper."""
 
     def __init__(self, name):
-        options, (self.f, self.f_star, self.ends, self.between) = ROWS[name]
+        options, (self.f, self.f_star, self.ends, self.between, self.h) = ROWS[name]
         self.name = name
         self.args = Namespace(**{"pi": 0.3, "alpha": 1.5, "loss": "non_saturating"} | options)
         self.g, self.conjugate, self.threshold = fgan.divergence(self.args)
@@ -265,6 +280,64 @@ def test_or_descends_the_value(row):
     s = torch.tensor([[-1.0], [0.5], [2.0]], dtype=torch.double)
     row.args.loss = "minimax"
     assert torch.allclose(fgan.generator_loss(s, row.args), -row.f_star(row.g(s)).mean())
+
+
+def second_derivative(function, u):
+    u = u.clone().requires_grad_()
+    first = torch.autograd.grad(function(u).sum(), u, create_graph=True)[0]
+    return torch.autograd.grad(first.sum(), u)[0]
+
+
+def test_the_second_derivative_of_h_is_that_of_f_over_u(row):
+    u = torch.logspace(-2, 2, 41, dtype=torch.double)
+    if row.name == "total_variation":  # f is linear but for its kink at u = 1
+        assert torch.equal(row.h(u), row.f(u))
+        return
+    assert torch.allclose(second_derivative(row.h, u), second_derivative(row.f, u) / u)
+
+
+@pytest.mark.parametrize("loss", ["minimax", "non_saturating"])
+def test_with_the_best_scores_g_descends_the_divergence_itself_or_that_of_h(row, loss):
+    """Both gradients with respect to logits of q, which G's step changes; it leaves D as it is."""
+    row.args.loss = loss
+    logits = torch.tensor([0.3, -0.5, 1.0, 0.0, -1.2], dtype=torch.double, requires_grad=True)
+    q = logits.softmax(0)
+    T = row.slope((p / q).detach())
+    low, high = torch.full_like(T, -50), torch.full_like(T, 50)
+    for _ in range(100):  # bisection: the scores at which g_f is T
+        middle = (low + high) / 2
+        is_low = row.g(middle) < T
+        low, high = torch.where(is_low, middle, low), torch.where(is_low, high, middle)
+    losses = torch.stack([fgan.generator_loss(s[None], row.args) for s in low])
+    divergence = (q * (row.f if loss == "minimax" else row.h)(p / q)).sum()
+    ours = torch.autograd.grad((q * losses).sum(), logits, retain_graph=True)[0]
+    assert torch.allclose(ours, torch.autograd.grad(divergence, logits)[0], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", fgan_fit.D_F)
+def test_the_mixture_has_the_best_fits_of_the_paper_s_univariate_example(name):
+    assert fgan_fit.best_fit(fgan_fit.D_F[name]) == pytest.approx(
+        fgan_fit.PAPER_BEST[name], abs=1.2e-3
+    )
+
+
+@pytest.mark.parametrize("loss, descended", [
+    ("minimax", "kl"), ("non_saturating", "reverse_kl"),
+])  # fmt: skip
+def test_a_gaussian_fitted_by_kl_minimises_it_or_with_the_other_loss_reverse_kl(loss, descended):
+    F, mean, deviation = fgan_fit.fit("kl", loss, n_steps=400)
+    assert F == pytest.approx(fgan_fit.integral(fgan_fit.kl, mean, deviation).item(), abs=0.01)
+    _, *best = fgan_fit.best_fit(fgan_fit.D_F[descended])  # means of 1.01 and 1.58
+    assert (mean, deviation) == pytest.approx(best, abs=0.12)
+
+
+def test_the_command_prints_every_divergence_of_each_fit(monkeypatch, capsys):
+    monkeypatch.setattr(fgan_fit, "fit", lambda *_, **__: (0.25, 1.0099, 1.8307))
+    fgan_fit.main(["--seeds", "3", "4"])
+    rows = capsys.readouterr().out.splitlines()
+    assert sum("0.250, 0.250" in row.split(" | ") for row in rows) == 10  # F, of five for each loss
+    cross_test = [row.split(" | ")[1] for row in rows if row.count(" | ") == 5]
+    assert cross_test.count("0.283") == 10  # kl at its best fit
 
 
 @pytest.mark.parametrize("name", [*fgan.DIVERGENCES, "js_weighted", "alpha"])

@@ -80,15 +80,18 @@ def test_best_least_squares_scores_lie_between_a_and_b(a, b, c):
     assert torch.allclose(scores, ((b * p + a * q) / (p + q)).double(), atol=1e-6)
 
 
-@pytest.mark.parametrize("a, b, c, is_pearson", [(-1, 1, 0, True), (0, 1, 1, False)])
-def test_only_the_pearson_coding_descends_the_pearson_divergence(a, b, c, is_pearson):
+@pytest.mark.parametrize("a, b, c", [(0, 1, 1), (-1, 1, 0), (-1, 1, 1), (0.3, -2, 5)])
+def test_every_coding_has_the_pearson_divergence_for_its_value_with_the_best_scores(a, b, c):
     """2 C(G) = E_p[(D* - c)^2] + E_q[(D* - c)^2] against chi2(p + q || 2q)."""
     args = Namespace(a=a, b=b, c=c)
-    best = ((b * p + a * q) / (p + q))[:, None]
-    # the paper adds the term in p to G's loss; it does not depend on G
+    best, _ = best_scores(lambda real, fake: lsgan.discriminator_loss(real, fake, args))
+    # the paper adds the term in p to G's loss; it has no gradient in G's step
     cost = lsgan.generator_loss(best[ON_P], args) + lsgan.generator_loss(best[ON_Q], args)
-    pearson = ((2 * q - (p + q)) ** 2 / (p + q)).sum()
-    assert (abs(2 * cost - pearson) < 1e-6) == is_pearson
+    pearson = ((2 * q - (p + q)) ** 2 / (p + q)).sum().item()
+    expected = (a + b - 2 * c) ** 2 / 2 + (b - a) ** 2 / 4 * pearson
+    assert 2 * cost.item() == pytest.approx(expected, abs=1e-6)
+    if (a, b, c) == (-1, 1, 0):  # the paper's theorem: the divergence and nothing else
+        assert 2 * cost.item() == pytest.approx(pearson, abs=1e-6)
 
 
 def test_least_squares_losses_by_value():
