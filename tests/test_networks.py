@@ -4,11 +4,20 @@ import math
 
 import pytest
 import torch
-from conftest import CONVOLUTIONAL, batch, calls, codes, discriminate, generate, networks
+from conftest import (
+    CONVOLUTIONAL,
+    SCRIPTS,
+    batch,
+    calls,
+    codes,
+    discriminate,
+    generate,
+    networks,
+)
 from torch import nn
 
 import dcgan
-from common import draw_glyphs
+import vanilla_gan
 
 WEIGHTED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -40,7 +49,8 @@ def seen_in_d(script, shape, n=2, options=()):
 
 
 @pytest.mark.parametrize("side", [8, 28, 31, 32, 33, 48, 64])
-def test_networks_fit_any_side_in_grey_and_in_colour(script, side):
+def test_networks_fit_any_side_in_grey_and_in_colour(convolutional, side):
+    script = convolutional
     for channels in (1, 3):
         G, D, *_ = networks(script, (channels, side, side), options=small(script))
         x, y = batch(script, (channels, side, side), n=2)
@@ -72,19 +82,39 @@ def test_discriminator_returns_raw_scores(script):
     assert discriminate(script, D, x, y)[0].max() < -5
 
 
-def test_maps_are_halved_down_to_4x4_and_channels_double_as_documented():
-    maps = [(32, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4)]
-    seen = seen_in_d(dcgan, (3, 64, 64))
-    assert [tuple(y.shape[1:]) for m, _, y in seen if isinstance(m, nn.Conv2d)] == maps
-    seen = seen_in_g(dcgan, (3, 64, 64))
-    up = [tuple(x.shape[1:]) for m, x, _ in seen if isinstance(m, nn.ConvTranspose2d)]
-    assert up == maps[::-1]
+@pytest.mark.parametrize("side, maps", [
+    (28, [(4, 14), (8, 7)]),
+    (31, [(4, 15), (8, 7)]),
+    (33, [(4, 16), (8, 8), (16, 4)]),
+    (64, [(4, 32), (8, 16), (16, 8), (32, 4)]),
+    (128, [(4, 64), (8, 32), (16, 16), (32, 8), (32, 4)]),
+])  # fmt: skip
+def test_each_level_halves_the_side_and_doubles_the_channels_up_to_8_times_the_width(
+    convolutional, side, maps
+):
+    seen = seen_in_d(convolutional, (3, side, side), options=small(convolutional))
+    down = {tuple(y.shape[1:]) for m, _, y in seen if isinstance(m, nn.Conv2d)}
+    assert down == {(channels, side, side) for channels, side in maps}
+    seen = seen_in_g(convolutional, (3, side, side), options=small(convolutional))
+    up = {tuple(x.shape[1:]) for m, x, _ in seen if isinstance(m, nn.ConvTranspose2d)}
+    assert up == down
 
 
-def test_channels_double_up_to_8_times_the_width():
-    maps, _ = dcgan.architecture((3, 128, 128), 16)
-    assert [channels for channels, _ in maps] == [3, 16, 32, 64, 128, 128]
-    assert [side for _, side in maps] == [128, 64, 32, 16, 8, 4]
+def shapes_of_weights(net):
+    """The shapes of all weights but those of batch normalisation, sorted."""
+    return sorted(tuple(p.shape) for p in net.parameters() if p.ndim > 1)
+
+
+def test_weights_are_those_of_the_two_networks_of_the_dcgan_paper():
+    """The authors' for MNIST, and the paper's; kernels of 4 and a stride of 2 throughout."""
+    G, D, *_ = networks(dcgan, (1, 28, 28), options=["--width", "32"])
+    kernels = [(32, 1, 4, 4), (64, 32, 4, 4)]
+    assert shapes_of_weights(G) == sorted([*kernels, (512, 100), (64 * 7 * 7, 512)])
+    assert shapes_of_weights(D) == sorted([*kernels, (512, 64 * 7 * 7), (1, 512)])
+    G, D, *_ = networks(dcgan, (3, 64, 64), options=["--width", "32"])
+    kernels = [(32, 3, 4, 4), (64, 32, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4)]
+    assert shapes_of_weights(G) == sorted([*kernels, (256 * 4 * 4, 100)])
+    assert shapes_of_weights(D) == sorted([*kernels, (1, 256 * 4 * 4)])
 
 
 @pytest.mark.parametrize("side, has_one", [(8, True), (28, True), (31, True), (32, False),
@@ -116,31 +146,35 @@ def test_batch_normalisation_is_everywhere_but_at_the_output_of_g_and_at_the_inp
     assert {shape[1] for shape in normalised} == {16, 8, 4}  # not at 64 nor behind the first layer
 
 
-def test_strides_do_the_work_of_pooling(convolutional):
-    G, D, *_ = networks(convolutional, (3, 64, 64), options=small(convolutional))
-    pooling = (nn.MaxPool2d, nn.AvgPool2d, nn.Upsample)
-    assert not any(isinstance(m, pooling) for net in (G, D) for m in net.modules())
+@pytest.mark.parametrize("side", [28, 64])
+def test_batch_normalisation_has_the_usual_momentum_and_an_epsilon_that_drowns_no_signal(
+    script, side
+):
+    G, D, *_ = networks(script, (1, side, side), options=small(script))
+    found = [m for net in (G, D) for m in net.modules() if isinstance(m, NORMALISATIONS)]
+    assert len(found) >= 2 and {(m.momentum, m.eps) for m in found} == {(0.1, 1e-5)}
+    assert all(m.track_running_stats for m in found)
 
 
-def test_batch_normalisation_has_an_epsilon_that_does_not_drown_the_signal(script):
-    G, D, *_ = networks(script, (1, 28, 28))
-    images, labels = draw_glyphs(64)
-    x, _ = batch(script, (1, 28, 28), n=64)
-    x = (images / 127.5 - 1).expand_as(x)
-    ratios = []
+def test_d_of_vanilla_gan_drops_a_tenth_of_every_hidden_layer_and_only_in_training():
+    x, _ = batch(vanilla_gan, n=64)
+    D = networks(vanilla_gan)[1]
+    hidden = [x for m, x, _ in calls(D, x) if isinstance(m, nn.Linear)][1:]
+    assert len(hidden) == 3
+    assert all(0.08 < (h == 0).float().mean() < 0.12 for h in hidden)
+    assert torch.equal(D.eval()(x), D(x))
 
-    def measure(module, inputs, _):
-        assert module.eps <= 1e-5
-        variance = inputs[0].transpose(0, 1).flatten(1).var(1).median()
-        ratios.append(variance / module.eps)
 
-    for net in (G, D):
-        for module in net.modules():
-            if isinstance(module, NORMALISATIONS):
-                module.register_forward_hook(measure)
-    generate(script, G, 64)
-    discriminate(script, D, x, labels)
-    assert min(ratios) > 10
+# what a paper gives; all other defaults may change
+DEFAULTS = {name: {"b1": 0.5, "b2": 0.999, "latent_dim": 100} for name in SCRIPTS}
+DEFAULTS["infogan"] |= {"lr_g": 1e-3, "lr_d": 2e-4, "latent_dim": 62}
+DEFAULTS["lsgan"] |= {"a": 0, "b": 1, "c": 1}
+DEFAULTS["vanilla_gan"] |= {"loss": "non_saturating"}
+
+
+def test_defaults_that_a_paper_gives(script):
+    args = vars(script.parse_args([]))
+    assert args == args | DEFAULTS[script.__name__]
 
 
 def test_weights_start_from_a_normal_distribution_of_0_02_and_gains_around_1(convolutional):
@@ -180,8 +214,8 @@ def test_every_layer_of_d_passes_a_gradient_where_it_is_negative(script):
 def test_the_leaky_slope_of_d_is_that_of_the_dcgan_paper(convolutional):
     D = networks(convolutional)[1]
     slopes = {m.negative_slope for m in D.modules() if isinstance(m, nn.LeakyReLU)}
-    # InfoGAN's appendix has 0.1; its shared layers here are those of dcgan.py
-    assert slopes == ({0.1, 0.2} if convolutional.__name__ == "infogan" else {0.2})
+    # InfoGAN's appendix has 0.1
+    assert slopes and slopes <= ({0.1, 0.2} if convolutional.__name__ == "infogan" else {0.2})
 
 
 def test_every_layer_of_g_is_a_plain_relu():
