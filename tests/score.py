@@ -1,29 +1,31 @@
 """How good are the samples of a checkpoint? One table, each figure beside that of real images.
 
     python tests/score.py runs/dcgan/checkpoint.pt
-    python tests/score.py runs/dcgan/checkpoint.pt --dataset path/to/images    # other images
+    python tests/score.py runs/dcgan/checkpoint.pt --raw                    # G, not its average
+    python tests/score.py runs/dcgan/checkpoint.pt --features 1000 50000    # what D has learned
 
 A classifier is trained once on the training set and kept in --cache. In its 128 features:
     Frechet distance   between the Gaussians of the samples and of the test set
                        (Heusel et al. 2017 have the features of Inception)
     precision, recall  share of samples near a test image, and of test images near a sample
                        (Kynkaanniemi et al. 2019)
-There are as many samples as training images, at most 10,000. "real" is what so many training images
-get in their place. The classifier has seen those, so that it is a little surer of them than of new
-images. In pixels, for images of at most 1024 values:
+There are as many samples as training images, at most 10,000. "real" is the score of as many
+training images. The classifier was trained on those, so that it is a little surer of them than of
+new images. In pixels, for images of at most 1024 values:
     1-NN test error    of the test set, if a test image gets the class of its nearest sample
+                       (DCGAN's paper has it for class-conditional samples)
     log-likelihood     of the test set under Gaussians around the samples, by two papers' protocols
 
 The test set is the dataset's own: that of MNIST, or the folder test or val beside train. A folder
 without one lends every tenth image to it, which the classifier then does not see in its training
-(the GAN has seen it). Where the images have no classes, there is no classifier, and only pixels are
-compared: the colours and their layout, and how near a sample is to its nearest training image.
+(the GAN has seen it).
 """
 import argparse
 import importlib
 import math
 import os
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -36,15 +38,23 @@ from common import UserError, load_data  # noqa: E402
 SCRIPTS = ["vanilla_gan", "dcgan", "cgan", "lsgan", "acgan", "infogan", "cogan", "fgan"]
 N_SAMPLES = 10000
 N_LABELLED = 50000  # samples with classes, for the 1-NN error
+N_WINDOWS = 16000  # samples for f-GAN's log-likelihood; GAN's takes the first 10,000 of them
 MOST_PIXELS = 1024  # values of an image up to which distances between pixels are worth their time
-ROWS_PER_CODE = 50  # of infogan.py's images, for each category and continuous code
-CLASSES_LISTED = 20  # up to as many classes have a row each
+FEWEST_IMAGES = 8  # of a test set
 FEWEST_STEPS = 600  # of the classifier's training, however small the dataset
+# of the squared weights of a linear classifier: on CIFAR-10 better than a third or three times as
+# much for 1,000 and for 10,000 labels, whether D is trained or not
+PENALTY = 500
 
 
 def unit(images):
     """Images from uint8 to floats in [-1, 1], as the networks see them."""
     return images / 127.5 - 1
+
+
+def shuffled(data):
+    """Return the indices of a dataset's images in an order that is always the same."""
+    return torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))
 
 
 def block(n_in, n_out, kernel=3, stride=1):
@@ -132,15 +142,14 @@ def cropped_and_flipped(x):
     return x[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def train_classifier(images, labels, n_classes, n_epochs=None, batch_size=200):
+def train_classifier(images, labels, n_classes, batch_size=200):
     """Train a classifier of uint8 images (n, C, H, H)."""
     torch.manual_seed(0)
     net = Classifier(images.shape[1:], n_classes)
     batch_size = min(batch_size, len(images))
     n_batches = len(images) // batch_size
-    if n_epochs is None:
-        n_epochs = max(7 if net.is_for_photos else 3, math.ceil(FEWEST_STEPS / n_batches))
-    n_steps = max(2, n_epochs * n_batches)
+    n_epochs = max(7 if net.is_for_photos else 3, math.ceil(FEWEST_STEPS / n_batches))
+    n_steps = n_epochs * n_batches
     if net.is_for_photos:
         net = net.to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(
@@ -150,9 +159,8 @@ def train_classifier(images, labels, n_classes, n_epochs=None, batch_size=200):
     else:
         optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, n_steps)
+    start, n_done = time.perf_counter(), 0
     for epoch in range(n_epochs):
-        if sys.stdout.isatty():
-            print(f"epoch {epoch + 1} of {n_epochs}", end="\r", flush=True)
         for index in torch.randperm(len(images)).split(batch_size)[:n_batches]:
             x = unit(images[index])
             if net.is_for_photos:
@@ -164,6 +172,10 @@ def train_classifier(images, labels, n_classes, n_epochs=None, batch_size=200):
             loss.backward()
             optimizer.step()
             schedule.step()
+            n_done += 1
+            if n_done == 50:
+                seconds = (time.perf_counter() - start) * (n_steps / n_done - 1)
+                print(f"about {seconds:.0f} s to go", flush=True)
     return net.eval()
 
 
@@ -174,20 +186,16 @@ def load_classifier(name, folder, images, labels, n_classes):
     """
     checksum = zlib.crc32(labels.numpy(), zlib.crc32(images.contiguous().numpy()))
     path = Path(folder) / f"score-{name}-{checksum:08x}.pt"
-    net = Classifier(images.shape[1:], n_classes)
     if path.exists():
+        net = Classifier(images.shape[1:], n_classes)
         net.load_state_dict(torch.load(path, weights_only=True))
         return net.eval()
-    path.parent.mkdir(parents=True, exist_ok=True)  # drawn digits need no data folder
+    path.parent.mkdir(parents=True, exist_ok=True)
+    print(f"training a classifier, once: {path}", flush=True)
+    net = train_classifier(images, labels, n_classes)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.touch()  # if it can't be written, fail before the training
-    try:
-        print(f"training a classifier, once: {path}", flush=True)
-        net = train_classifier(images, labels, n_classes)
-        torch.save(net.state_dict(), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    torch.save(net.state_dict(), temporary)
+    temporary.replace(path)
     return net
 
 
@@ -211,19 +219,6 @@ def precision_recall(samples, real, k=3):
         return (torch.cdist(queries, points) <= reach).any(1).float().mean().item()
 
     return within(samples, real), within(real, samples)
-
-
-def thumbnails(images):
-    """Images (n, C, H, H) as their means over 8x8 fields, (n, C * 64)."""
-    chunks = images.split(1000)
-    floats = (chunk if chunk.is_floating_point() else unit(chunk) for chunk in chunks)
-    return torch.cat([nn.functional.adaptive_avg_pool2d(x, 8).flatten(1) for x in floats])
-
-
-def nearest_distance(queries, images):
-    """Mean distance of queries (n, d) to their nearest images (m, d), as a root mean square."""
-    chunks = [torch.cdist(chunk, images).amin(1) for chunk in queries.split(500)]
-    return torch.cat(chunks).mean().item() / math.sqrt(images.shape[1])
 
 
 def log_likelihood(samples, queries, sigmas):
@@ -305,23 +300,66 @@ def unsupervised_error(D, images, labels, n_classes):
 
 
 @torch.no_grad()
-def steady_rows(G, classify, limit):
-    """Share of InfoGAN's rows that stay in one class while a code goes from -limit to limit.
+def feature_maps(D, images):
+    """D's feature maps of uint8 images, each level max-pooled to 4x4, as rows (n, d)."""
+    features = None
+    for index in torch.arange(len(images)).split(500):
+        x, pooled = unit(images[index]), []
+        for layer in D.features:
+            x = layer(x)
+            if isinstance(layer, nn.LeakyReLU) and x.ndim == 4:
+                pooled.append(nn.functional.adaptive_max_pool2d(x, 4).flatten(1))
+        pooled = torch.cat(pooled, 1)
+        if features is None:  # hundreds of megabytes, not to be held twice
+            features = torch.empty(len(images), pooled.shape[1])
+        features[index] = pooled
+    return features
 
-    A row is 10 images of one z and one category; the other continuous code is 0. classify gives the
-    classes (n,) of images.
+
+def linear_accuracy(features, labels, test_features, test_labels, n_classes):
+    """Test accuracy of a softmax regression with squared weights as its penalty, by L-BFGS."""
+    linear = nn.Linear(features.shape[1], n_classes)
+    nn.init.zeros_(linear.weight)
+    optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(linear(features), labels)
+        loss = loss + PENALTY / len(labels) * linear.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        return (linear(test_features).argmax(1) == test_labels).float().mean().item()
+
+
+def feature_table(saved, module, numbers, train, test):
+    """Print the accuracy of linear classifiers on the features of D, as initialised and as trained.
+
+    So DCGAN's paper judges D (section 5.1); numbers are those of the labelled training images.
     """
-    torch.manual_seed(1)
-    codes = torch.zeros(ROWS_PER_CODE, 10, 2, 10, 12)  # z, category, the code that moves, its value
-    for k in range(10):
-        codes[:, k, :, :, k] = 1
-    for j in range(2):
-        codes[:, :, j, :, 10 + j] = torch.linspace(-limit, limit, 10)
-    codes = codes.flatten(0, 3)
-    z = torch.randn(len(codes) // 10, G.latent_dim).repeat_interleave(10, 0)
-    rows = [classify(G(*chunk)) for chunk in zip(z.split(1000), codes.split(1000))]
-    rows = torch.cat(rows).view(-1, 10)
-    return (rows == rows[:, :1]).all(1).float().mean().item()
+    if saved["script"] != "dcgan":
+        raise UserError(f"--features is for checkpoints of dcgan.py, not of {saved['script']}.py.")
+    if min(numbers) < 2:
+        raise UserError(f"--features must be at least 2, not {min(numbers)}.")
+    config = saved["config_G"]
+    torch.manual_seed(saved["args"]["seed"])
+    D = module.Discriminator(tuple(config["img_shape"]), config["width"]).apply(module.weights_init)
+    chosen = shuffled(train)[: max(numbers)]
+    labels = train.labels[chosen]
+    print(f"\n{'linear classifier on D':28} {'test accuracy':>16}", flush=True)
+    for kind, weights in (("initialised", D.state_dict()), ("trained", saved["D"])):
+        D.load_state_dict(weights)
+        features = feature_maps(D.eval(), train.images[chosen])
+        test_features = feature_maps(D, test.images)
+        std, mean = torch.std_mean(features, 0)
+        for x in (features, test_features):
+            x.sub_(mean).div_(std.clamp(min=1e-6))
+        for n in sorted({min(n, len(labels)) for n in numbers}):
+            known = features[:n], labels[:n]
+            accuracy = linear_accuracy(*known, test_features, test.labels, len(train.classes))
+            row(f"{kind}, {n} labels", accuracy)
 
 
 @torch.no_grad()
@@ -348,64 +386,69 @@ def draw(module, G, n, labels):
     return torch.cat(chunks), asked if is_conditional else None
 
 
-def load_run(path):
-    """Load a checkpoint, the module of its script and its generator."""
+def load_run(path, raw=False):
+    """Load a checkpoint, the module of its script and its generator: the average of G, or G."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         script = saved["script"]
+    except OSError:
+        raise
     except Exception as error:  # torch.load answers a damaged or foreign file in a dozen ways
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is not a checkpoint: {reason}") from error
+        raise UserError(f"{path} is not a checkpoint, or it is damaged.") from error
     if script not in SCRIPTS:
         raise UserError(f"{path} is a checkpoint of {script}.py, which is not one of the scripts.")
     module = importlib.import_module(script)
     try:
-        return saved, module, module.load_generator(path)
+        G = module.load_generator(path)
+        if raw:
+            G.load_state_dict(saved["G"])
     except (KeyError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} does not fit the present {script}.py: {reason}") from error
+        raise UserError(f"{path} does not fit the present {script}.py.") from error
+    return saved, module, G
 
 
-def load_sets(dataset, data_dir, img_size):
-    """Load the training and the test set of a dataset.
+def load_sets(dataset, data_dir, img_shape):
+    """Load the training and the test set of a dataset with classes, for samples of that shape.
 
     The seed is 0 whatever the run's was: all runs on glyphs have one classifier and one test set.
     """
-    train = load_data(dataset, data_dir, img_size, "cpu", seed=0)
+    options = {"img_size": img_shape[-1], "device": "cpu", "seed": 0, "labelled": True}
+    train = load_data(dataset, data_dir, **options)
     try:
-        return train, load_data(train.name, data_dir, img_size, "cpu", seed=0, train=False)
+        test = load_data(train.name, data_dir, **options, train=False)
     except UserError as error:
         if "no test set" not in str(error):
             raise
-    print("No test set: every tenth image is kept from the classifier and taken for it.")
-    held_out = torch.arange(len(train.images)) % 10 == 9
-    parts = [
-        train._replace(images=train.images[part], labels=train.labels[part])
-        for part in (~held_out, held_out)
-    ]
-    return tuple(parts)
-
-
-def check_sets(train, test, G, img_shape):
-    """Raise UserError if samples of G can't be compared with these images."""
+        print("No test set: every tenth image is kept from the classifier and taken for it.")
+        held_out = torch.arange(len(train.images)) % 10 == 9
+        train, test = (
+            train._replace(images=train.images[part], labels=train.labels[part])
+            for part in (~held_out, held_out)
+        )
+    if len(train.classes) < 2:
+        raise UserError(
+            f"{train.name} has no classes, which the classifier needs: each is a subfolder of it."
+        )
     for data in (train, test):
         if tuple(data.images.shape[1:]) != tuple(img_shape):
             drawn, real = ("x".join(map(str, s)) for s in (img_shape, data.images.shape[1:]))
-            raise UserError(f"the samples are {drawn}, but the images of {train.name} are {real}.")
-    if hasattr(G, "classes") and list(G.classes) != list(train.classes):
-        raise UserError(f"the run had other classes than {train.name} has.")
-    if len(test.images) < 8:
-        n = len(test.images)
-        raise UserError(f"{train.name} has {n} images to test on; at least 8 are needed.")
+            raise UserError(f"the samples are {drawn}, but the images of {data.name} are {real}.")
+    n = len(test.images)
+    if n < FEWEST_IMAGES:
+        raise UserError(f"{train.name} has {n} images to test on; {FEWEST_IMAGES} are needed.")
+    return train, test
 
 
-def default_cache(data_dir):
-    """Choose the folder of the classifiers: that of the datasets or, if it is read-only, runs."""
-    folder = Path(data_dir).absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    # root may write everywhere, also where nobody should
-    is_writable = os.access(there, os.W_OK) and there.stat().st_mode & 0o222
-    return Path(data_dir) if is_writable else Path("runs")
+def load_second_domain(saved, module, train, test, data_dir):
+    """Load cogan.py's second domain, or transform the first into it: training and test set."""
+    args = saved["args"]
+    if args.get("dataset2"):
+        return load_sets(args["dataset2"], data_dir, saved["config_G"]["img_shapes"][1])
+    made = []
+    for data, seed in ((train, 11), (test, 13)):  # the seed chooses mnistm's patches
+        images = module.second_domain(data.images, argparse.Namespace(**args | {"seed": seed}))
+        made.append(data._replace(images=images))
+    return made
 
 
 def row(name, ours, real=""):
@@ -414,149 +457,116 @@ def row(name, ours, real=""):
     print(f"{name:28}", *columns, flush=True)
 
 
-def feature_table(title, net, samples, real, test, classes):
-    """Print what every generator has; return the classes seen in the samples, and the accuracy."""
+def compare(title, samples, train, test, cache):
+    """Print the table of one domain; return the classes seen and the accuracy."""
+    name = f"{Path(train.name).resolve().name}-{train.images.shape[-1]}"
+    net = load_classifier(name, cache, train.images, train.labels, len(train.classes))
+    real = train.images[shuffled(train)[: len(samples)]]
     (f, p), (f_real, p_real), (f_test, p_test) = map(net.features, (samples, real, test.images))
+    n = len(real)  # a second dataset may have fewer images than the first, and then than samples
     accuracy = (p_test.argmax(1) == test.labels).float().mean().item()
     about = f"(classifier: {accuracy:.2%} of the test set)"
     print(f"\n{title:28} {'samples':>16} {'real':>16}   {about}")
-    row("Frechet distance", frechet_distance(f, f_test), frechet_distance(f_real, f_test))
-    half = len(f) // 2
+    row("Frechet distance", frechet_distance(f[:n], f_test), frechet_distance(f_real, f_test))
     # of the test set every other image: the first half of MNIST's is the easier one
-    near, near_real = (precision_recall(g[:half], f_test[::2]) for g in (f, f_real))
+    near, near_real = (precision_recall(g[: n // 2], f_test[::2]) for g in (f, f_real))
     row("precision", near[0], near_real[0])
     row("recall", near[1], near_real[1])
-    row("classified above 0.9", *((q.amax(1) > 0.9).float().mean().item() for q in (p, p_real)))
-    shares = [torch.bincount(q.argmax(1), minlength=len(classes)) / len(q) for q in (p, p_real)]
-    if len(classes) <= CLASSES_LISTED:
-        for name, *both in zip(classes, *(share.tolist() for share in shares)):
-            row(f"share of class {name}", *both)
-    else:
-        row("share of the rarest class", *(share.min().item() for share in shares))
-        row("share of the commonest class", *(share.max().item() for share in shares))
+    shares = [torch.bincount(q.argmax(1), minlength=q.shape[1]) / len(q) for q in (p, p_real)]
+    row("share of the rarest class", *(share.min().item() for share in shares))
+    row("share of the commonest class", *(share.max().item() for share in shares))
     return p.argmax(1), accuracy
 
 
-def pixel_table(title, samples, real, test, train, quick):
-    """Print what can be measured without classes."""
-    print(f"\n{train.name} has no classes, hence no classifier; only pixels are compared.")
-    print(f"{title:28} {'samples':>16} {'real':>16}")
-    ours, reals, tests = map(thumbnails, (samples, real, test.images))
-    row("Frechet distance of 8x8", frechet_distance(ours, tests), frechet_distance(reals, tests))
-    if quick:
-        return
-    # real are here images that are new to the training set, as samples should be
-    side = min(32, samples.shape[-1])
-    new, unseen, seen = (
-        torch.cat([
-            nn.functional.adaptive_avg_pool2d(chunk, side).flatten(1)
-            for chunk in (x if x.is_floating_point() else unit(x)).split(1000)
-        ])
-        for x in (samples[:1000], test.images[:1000], train.images)
-    )
-    row("to nearest training image", nearest_distance(new, seen), nearest_distance(unseen, seen))
-
-
-def compare(title, samples, real, train, test, cache, quick):
-    """Print the table of one domain; return its classifier, the classes seen and the accuracy."""
-    if len(train.classes) < 2:
-        pixel_table(title, samples, real, test, train, quick)
-        return None, None, None
-    name = f"{Path(train.name).resolve().name}-{train.images.shape[-1]}"
-    net = load_classifier(name, cache, train.images, train.labels, len(train.classes))
-    return net, *feature_table(title, net, samples, real, test, train.classes)
-
-
-def infogan_rows(saved, module, G, net, test):
-    """Print how well infogan.py's categories are classes, and how steady its rows are."""
+def infogan_rows(saved, module, test):
+    """Print how well infogan.py's categories are classes."""
     D = module.Discriminator(tuple(saved["config_G"]["img_shape"]), saved["config_G"]["width"])
     D.load_state_dict(saved["D"])
     error, n_own = unsupervised_error(D, test.images, test.labels, len(test.classes))
     row("unsupervised test error", error)
     row("categories with own class", f"{n_own} of {module.N_CATEGORIES}")
-    for limit in (1, 2):
-        steady = steady_rows(G, lambda x: net.features(x)[1].argmax(1), limit)
-        row(f"rows of one class, -{limit}..{limit}", steady)
 
 
-def cogan_rows(saved, module, samples, real, train, test, seen, cache, quick):
+def cogan_rows(saved, module, pairs, seen, classes, train, test, cache):
     """Print the table of cogan.py's second domain, and how far its pairs are pairs."""
-    domain = saved["args"]["domain"]
-
-    def second(images, seed):  # the seed chooses mnistm's patches
-        args = argparse.Namespace(**saved["args"] | {"seed": seed})
-        return module.second_domain(images, args)
-
-    train = train._replace(images=second(train.images, 11))
-    test = test._replace(images=second(test.images, 13))
-    title = f"domain 2: {domain}"
-    x1, x2 = samples
-    _, seen2, _ = compare(title, x2, second(real, 12), train, test, cache, quick)
-    if seen is not None:
-        row("same class in both domains", (seen == seen2).float().mean().item())
-    if domain in module.TRANSFORMS:
+    domain, dataset2 = saved["args"]["domain"], saved["args"].get("dataset2")
+    title = f"domain 2: {Path(train.name).name if dataset2 else domain}"
+    x1, x2 = pairs
+    seen2, _ = compare(title, x2, train, test, cache)
+    if sorted(train.classes) == sorted(classes):  # of two datasets, in whatever order
+        index = torch.tensor([classes.index(name) for name in train.classes])
+        row("same class in both domains", (seen == index[seen2]).float().mean().item())
+    if domain in module.TRANSFORMS and not dataset2:
         is_ink = module.TRANSFORMS[domain](x1) > 0
         row("pixel agreement", (is_ink == (x2 > 0)).float().mean().item())
         row("of shuffled pairs", (is_ink == (x2.roll(1, 0) > 0)).float().mean().item())
 
 
+def pixel_rows(module, G, train, test):
+    """Print how near the test set is to samples and to real images, by their pixels."""
+    chosen = shuffled(train)
+    labels = train.labels[chosen]
+    if hasattr(G, "classes"):
+        many, asked = draw(module, G, min(N_LABELLED, len(labels)), labels)
+        known = (many, asked), (unit(train.images[chosen[: len(many)]]), labels[: len(many)])
+        truth = unit(test.images), test.labels
+        row("1-NN test error", *(nearest_neighbour_error(*pair, *truth) for pair in known))
+    many = draw(module, G, N_WINDOWS, labels)[0]
+    if module.__name__ == "cogan":
+        many = many[0]
+    n_validation = min(1000, len(chosen) // 10)
+    reals, validation = (
+        train.images[index].flatten(1) / 255
+        for index in (chosen[:-n_validation][:N_WINDOWS], chosen[-n_validation:])
+    )
+    both, truth = (many.flatten(1) / 2 + 0.5, reals), test.images.flatten(1) / 255
+    row("log-likelihood (GAN)", *(parzen(x[:10000], validation, truth) for x in both))
+    row("log-likelihood (f-GAN)", *(parzen_fgan(x, truth) for x in both))
+
+
 def score(options):
     """Print the table of a checkpoint."""
-    saved, module, G = load_run(options.checkpoint)
+    saved, module, G = load_run(options.checkpoint, options.raw)
     is_cogan = saved["script"] == "cogan"
     img_shape = saved["config_G"]["img_shapes"][0] if is_cogan else saved["config_G"]["img_shape"]
     data_dir = options.data_dir or saved["args"]["data_dir"]
-    dataset = options.dataset or saved["args"]["dataset"]
-    train, test = load_sets(dataset, data_dir, img_shape[-1])
-    check_sets(train, test, G, img_shape)
-    cache = options.cache or default_cache(data_dir)
-    quick = options.quick
+    train, test = load_sets(options.dataset or saved["args"]["dataset"], data_dir, img_shape)
+    if hasattr(G, "classes") and list(G.classes) != list(train.classes):
+        raise UserError(f"the run had other classes than {train.name} has.")
+    if options.features:
+        return feature_table(saved, module, options.features, train, test)
+    second = load_second_domain(saved, module, train, test, data_dir) if is_cogan else None
 
-    torch.manual_seed(0)
-    chosen = torch.randperm(len(train.images))
-    labels = train.labels[chosen]
-    n_samples = min(N_SAMPLES, len(chosen))
-    real = train.images[chosen[:n_samples]]
-    samples, asked = draw(module, G, n_samples, labels)
-    first = samples[0] if is_cogan else samples
-    net, seen, accuracy = compare(saved["script"], first, real, train, test, cache, quick)
+    labels = train.labels[shuffled(train)]
+    samples, asked = draw(module, G, min(N_SAMPLES, len(labels)), labels)
+    x = samples[0] if is_cogan else samples
+    seen, accuracy = compare(saved["script"], x, train, test, options.cache)
     if asked is not None:
         row("class asked = class seen", (seen == asked).float().mean().item(), accuracy)
-    if saved["script"] == "infogan" and net:
-        infogan_rows(saved, module, G, net, test)
+    if saved["script"] == "infogan":
+        infogan_rows(saved, module, test)
     if is_cogan:
-        cogan_rows(saved, module, samples, real, train, test, seen, cache, quick)
-    if quick:
+        cogan_rows(saved, module, samples, seen, train.classes, *second, options.cache)
+    if options.quick:
         return
     if math.prod(img_shape) > MOST_PIXELS:
         print("1-NN error, log-likelihoods      skipped: the images are too large for them")
         return
-
-    if asked is not None:
-        many, asked = draw(module, G, min(N_LABELLED, len(labels)), labels)
-        known = (many, asked), (unit(train.images[chosen[: len(many)]]), labels[: len(many)])
-        truth = (unit(test.images), test.labels)
-        row("1-NN test error", *(nearest_neighbour_error(*pair, *truth) for pair in known))
-    many = draw(module, G, 16000, labels)[0]
-    many = (many[0] if is_cogan else many).flatten(1) / 2 + 0.5
-    reals, validation = (
-        train.images[index].flatten(1) / 255 for index in (chosen[:16000], chosen[-1000:])
-    )
-    truth = test.images.flatten(1) / 255
-    row("log-likelihood (GAN)", *(parzen(x[:10000], validation, truth) for x in (many, reals)))
-    row("log-likelihood (f-GAN)", *(parzen_fgan(x, truth) for x in (many, reals)))
+    pixel_rows(module, G, train, test)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="score.py", description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint")
-    parser.add_argument("--dataset", help="what to compare with (default: the run's dataset)")
-    parser.add_argument("--data_dir", help="directory of the datasets (default: the run's)")
-    parser.add_argument("--cache",
-        help="folder that keeps the classifiers (default: the data_dir or, if that is read-only, "
-        "runs)")
-    parser.add_argument("--quick", action="store_true",
-        help="leave out the comparisons of pixels that take long")
+    add = parser.add_argument
+    add("checkpoint")
+    add("--dataset", help="what to compare with (default: the run's dataset)")
+    add("--data_dir", help="directory of the datasets (default: the run's)")
+    add("--cache", default="runs", help="folder that keeps the classifiers")
+    add("--raw", action="store_true", help="score G as it is, not its running average")
+    add("--quick", action="store_true", help="leave out the comparisons of pixels, which take long")
+    add("--features", type=int, nargs="+", metavar="N",
+        help="instead: test accuracy of a linear classifier on the features of dcgan.py's D, "
+        "trained with N labelled images")
     options = parser.parse_args(argv)
     try:
         score(options)

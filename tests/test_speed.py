@@ -1,4 +1,5 @@
 """The clock of speed.py, and the loops that it times."""
+import re
 import time
 from itertools import islice
 
@@ -6,61 +7,31 @@ import pytest
 import score
 import speed
 import torch
+from conftest import fake_data, write_mnist
 from torch import nn
 
 import dcgan
-from common import Data
+from common import load_data
+
+CPU = torch.device("cpu")
 
 
-def test_timed_counts_an_outer_call_once():
-    spent = [0.0, False]
-    inner = speed.timed(lambda: time.sleep(0.05), spent)
-    outer = speed.timed(lambda: [inner(), inner()], spent)
-    start = time.perf_counter()
-    outer()
-    # counted twice, it would be more than the clock's
-    assert 0.1 <= spent[0] <= time.perf_counter() - start
-    before = spent[0]
-    inner()
-    assert spent[0] >= before + 0.05 and spent[1] is False
-
-
-def test_share_outside_networks_and_optimizers_is_what_the_loop_itself_takes():
-    net = nn.Linear(2, 2)
-    slow = nn.Module()
-    slow.forward = lambda: time.sleep(0.02)
-
-    def steps():
-        while True:
-            slow()
-            net(torch.ones(1, 2)).sum().backward()
-            time.sleep(0.02)
-            yield net
-
-    call = nn.Module.__call__
-    per_second, outside = speed.steps_per_second(steps(), 5)
-    assert per_second < 25 and 0.2 < outside < 0.8
-    assert nn.Module.__call__ is call and torch.Tensor.backward.__name__ == "backward"
-
-
-def test_plain_speed_is_that_of_the_clock():
+def test_speed_is_that_of_the_clock():
     def steps():
         while True:
             time.sleep(0.02)
             yield
 
-    loop = steps()
-    assert 5 < speed.plain_steps_per_second(loop, 5) < 50
+    assert 5 < speed.steps_per_second(steps(), 5) < 50
 
 
 @pytest.mark.parametrize("loop", ["ours", "usual"])
-def test_both_loops_train(loop, data_dir):
-    torch.manual_seed(0)
-    options = ["--data_dir", str(data_dir), "--dataset", "mnist"]
-    steps = speed.ours("dcgan", options) if loop == "ours" else speed.usual(data_dir)
+def test_both_loops_train(loop):
+    data = fake_data((1, 28, 28), 80)
+    steps = speed.ours("dcgan", data, CPU) if loop == "ours" else speed.usual(data)
     G = next(steps)
     before = [p.clone() for p in G.parameters()]
-    *_, after = islice(steps, 2)
+    *_, after = islice(steps, 2)  # more than an epoch
     assert after is G and all(p.isfinite().all() for p in G.parameters())
     changed = [not torch.equal(p, q) for p, q in zip(before, G.parameters())]
     assert sum(changed) > len(changed) / 2
@@ -68,94 +39,68 @@ def test_both_loops_train(loop, data_dir):
     assert G(torch.randn(2, G.latent_dim)).shape == (2, 1, side, side)
 
 
-def test_our_loop_is_the_script_s_own(run_options, tmp_path):
+def test_our_loop_is_the_script_s_own(tmp_path):
     """After an epoch, its average of G has the bytes of the run's."""
-    torch.manual_seed(0)
-    options = [*run_options, "--n_epochs", "1", "--batch_size", "100"]
-    *_, G = islice(speed.ours("dcgan", options), 3)
-    dcgan.main([*options, "--out_dir", str(tmp_path / "run")])  # two steps, both at the full rate
+    write_mnist(tmp_path, 150)  # two steps, both at the full rate
+    *_, G = islice(speed.ours("dcgan", load_data("mnist", tmp_path, 8), CPU), 3)
+    options = ["--dataset", "mnist", "--data_dir", str(tmp_path), "--img_size", "8"]
+    dcgan.main([*options, "--n_epochs", "1", "--out_dir", str(tmp_path / "run")])
     run = dcgan.load_generator(tmp_path / "run" / "checkpoint.pt")
     pairs = zip(G.state_dict().values(), run.state_dict().values())
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_bf16_is_what_the_loop_computes_in(monkeypatch):
-    data = Data("random", torch.zeros(64, 1, 8, 8).byte(), torch.zeros(64).long(), [""])
-    seen = []
-    step = dcgan.train_step
+def test_distances_end_where_the_goal_is_reached(data_dir, capsys, monkeypatch):
+    class Net:
+        def features(self, x):  # how sharp an image is, in both directions
+            x = x if x.is_floating_point() else score.unit(x)
+            return torch.stack([100 * x.diff(dim=d).abs().mean((1, 2, 3)) for d in (2, 3)], 1), None
 
-    def train_step(*args):
-        seen.append(torch.is_autocast_enabled("cpu"))
-        return step(*args)
-
-    monkeypatch.setattr(dcgan, "train_step", train_step)
-    load_data = dcgan.load_data
-    for options in ([], ["--bf16"]):
-        assert len(list(islice(speed.ours("dcgan", options, data=data), 2))) == 2
-    assert seen == [False, True] and dcgan.load_data is load_data
-
-
-def test_a_line_for_each_image_size_in_float32_and_bfloat16(capsys, monkeypatch):
-    monkeypatch.setattr(speed, "SHAPES", [(1, 8, 8), (3, 10, 12)])
-    speeds = iter([1.0, 3.0, 2.0, 3.0] * 2)  # of both in turns, the fastest counts
-    asked = []
-
-    def ours(name, options, device, data):
-        asked.append((name, tuple(options), tuple(data.images.shape[1:])))
-        return iter(range(100))
-
-    monkeypatch.setattr(speed, "ours", ours)
-    monkeypatch.setattr(speed, "ROUNDS", 2)
-    monkeypatch.setattr(speed, "plain_steps_per_second", lambda steps, n: next(speeds))
-    speed.main(["--bf16", "--steps", "1"])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    assert lines == [[name, "2.0", "3.0", "1.50", "times"] for name in ("8x8x1", "10x12x3")]
-    assert asked[2:] == [("dcgan", (), (3, 10, 12)), ("dcgan", ("--bf16",), (3, 10, 12))]
-
-
-def test_seconds_to_a_distance_end_where_it_is_reached(data_dir, capsys, monkeypatch):
-    net = score.Classifier((1, 28, 28), 10).eval()
-    monkeypatch.setattr(score, "load_classifier", lambda *_: net)
+    monkeypatch.setattr(score, "load_classifier", lambda *_: Net())
+    sets = score.load_sets("mnist", data_dir, (1, 28, 28))
 
     def steps():
-        G = nn.Sequential(nn.Linear(4, 64), nn.Unflatten(1, (1, 8, 8)))
+        G = nn.Sequential(nn.Linear(4, 1024), nn.Unflatten(1, (1, 32, 32)))
         G.latent_dim = 4
         while True:
             yield G
 
-    def lines(distance, **options):
-        speed.seconds_to(distance, steps(), data_dir, every=1, **options)
-        return capsys.readouterr().out.count("distance")
+    def lines(goal, limit):
+        capsys.readouterr()
+        speed.compare_distances({"planted": steps()}, *sets, goal, limit, every=1, n=200)
+        first, *rest = capsys.readouterr().out.splitlines()
+        exact, resized = (float(word) for word in re.findall(r"\d+\.\d+", first))
+        assert exact < resized  # the resizing alone costs something
+        return sum("distance" in line for line in rest)
 
-    assert lines(1e9, limit=60, n=200) == 1
-    assert lines(-1, limit=1e-9, n=200) == 1
+    assert lines(1e9, limit=60) == 1
+    assert lines(-1, limit=1e-9) == 1
     assert lines(1e9, limit=0) == 0
 
 
-def test_a_line_for_every_script_and_the_usual_way(data_dir, capsys, monkeypatch):
-    compare = speed.compare_scripts
-    small = ["--img_size", "8", "--batch_size", "8"]
-    monkeypatch.setattr(
-        speed,
-        "compare_scripts",
-        lambda names, options, *rest: compare(names, options + small, *rest),
-    )
-    speed.main(["--data_dir", str(data_dir), "--steps", "1"])
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith("%")]
-    assert [line.split("  ")[0] for line in lines] == [*score.SCRIPTS, speed.USUAL]
-    for line in lines:
-        name, speeds = line[:16].strip(), line[16:].split()
-        assert float(speeds[0]) > 0
-        if name != speed.USUAL:  # an epoch of MNIST is 7500 batches of 8, for half the images 3750
-            n_batches = 3750 if name == "cogan" else 7500
-            assert float(speeds[0]) * float(speeds[1]) == pytest.approx(n_batches, rel=0.05)
+def test_a_line_for_every_script_and_the_usual_way(capsys, monkeypatch):
+    """Also offline, where auto is drawn digits."""
+    asked = []
+
+    def load(dataset, data_dir, device):
+        asked.append(dataset)
+        return fake_data((1, 8, 8), 640)
+
+    monkeypatch.setattr(speed, "load_data", load)
+    monkeypatch.setattr(speed, "steps_per_second", lambda steps, n: 2.0 if next(steps) else None)
+    speed.main(["--steps", "1"])
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert asked == ["auto"]
+    assert [line[:16].strip() for line in lines] == [*score.SCRIPTS, speed.USUAL]
+    for line in lines:  # an epoch is ten steps; of cogan, which has half of the images, five
+        assert line[16:].split() == ["2.0", "2.5" if line.startswith("cogan") else "5.0"]
 
 
 @pytest.mark.parametrize("options, sentence", [
     (["--cuda"], "no CUDA device was found."),
     (["gan"], "gan is not one of"),
     (["--steps", "0"], "--steps must be at least 1, not 0."),
-    (["--data_dir", "none", "dcgan"], "mnist is not under none"),
+    (["--dataset", "mnist", "--data_dir", "none"], "mnist is not under none"),
 ])
 def test_a_mistake_gets_one_sentence(options, sentence, no_network, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
