@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import random
-import re
 import shlex
 import shutil
 import signal
