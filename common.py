@@ -1,7 +1,7 @@
 """What the eight scripts share: data loading, device selection and image grids.
 
     data = load_data("mnist")                                  # Data(name, images, labels, classes)
-    for x, y in batches(data, 64): ...                         # one epoch: x in [-1, 1], y int64
+    for x, y in islice(batches(data, 64), 1000): ...           # x in [-1, 1], y int64; endless
     save_grid("grid.png", x, n_columns=8)
 
 Every error that a user can cause is an OSError or a UserError whose message is one sentence.
@@ -158,6 +158,8 @@ def batches(data, batch_size, seed=0, step=0):
         raise UserError(f"{N_PROCESSES} processes can't share --batch_size {batch_size}")
     generator = torch.Generator().manual_seed(seed)
     n_batches = len(data.images) // batch_size
+    if n_batches == 0:
+        raise UserError(f"--batch_size {batch_size} is more than the {len(data.images)} images")
     for epoch in itertools.count():
         order = torch.randperm(len(data.images), generator=generator).to(data.images.device)
         first = max(0, step - epoch * n_batches)
@@ -175,10 +177,10 @@ def get_device(cuda):
     available = torch.cuda.is_available()
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")
-    elif cuda and not available:
-        print("No CUDA device was found: training on the CPU.", file=sys.stderr, flush=True)
-    elif available and not cuda:
-        print("This machine has a CUDA device: --cuda trains on it.", file=sys.stderr, flush=True)
+    if cuda and not available:
+        _tell("No CUDA device was found: training on the CPU.")
+    if available and not cuda:
+        _tell("This machine has a CUDA device: --cuda trains on it.")
     device = torch.device("cuda" if cuda and available else "cpu")
     if IS_PARALLEL and not distributed.is_initialized():
         if device.type == "cuda":
@@ -400,8 +402,9 @@ def _some(paths, noun, which):
 
 
 def _tell(sentence):
-    """Print a sentence to stderr."""
-    print(sentence, file=sys.stderr, flush=True)
+    """Print a sentence to stderr, once where there are several processes."""
+    if RANK == 0:
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def _print_summary(data, left_out):

@@ -42,7 +42,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common import RANK, UserError, batches, get_device, load_data, save_grid
+from common import IS_PARALLEL, RANK, UserError, batches, get_device, load_data, save_grid
 
 SCRIPT = "infogan"
 EPOCHS = 12  # of a run for which --n_epochs is not given, unless MIN_STEPS are more
@@ -51,38 +51,22 @@ N_CATEGORIES = 10
 N_CONTINUOUS = 2
 
 
-def in_range(kind, low, high=2**31):
-    """Make a type for argparse: an int or a float that is at least low and below high."""
-
-    def number(text):
-        value = kind(text)
-        if not low <= value < high:
-            raise ArgumentTypeError(f"must be at least {low} and below {high}, not {text}")
-        return value
-
-    return number
-
-
-def checkpoint_of(path):
-    """Return the path of the checkpoint in a run's folder; that of a checkpoint is its own."""
-    return Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
-
-
 def parse_args(argv=None, saved=None):
-    """Parse the command line. An option not given has its value from saved or else its default."""
+    """Parse the command line; options not given come from saved, else from their defaults."""
     parser = ArgumentParser(
         prog=f"{SCRIPT}.py", usage="%(prog)s [options]", description="Train an InfoGAN."
     )
     add = parser.add_argument
     add("--n_epochs", type=in_range(int, 1),
-        help=f"passes over the data ({EPOCHS} or, if more, as many as {MIN_STEPS:,} steps take)")
+        help=f"passes over the data ({EPOCHS}, or enough for {MIN_STEPS:,} steps)")
     add("--batch_size", type=in_range(int, 2), default=64, help="images per step (%(default)s)")
     add("--lr_g", type=in_range(float, 0), default=1e-3, help="learning rate of G (%(default)s)")
     add("--lr_d", type=in_range(float, 0), default=2e-4, help="learning rate of D (%(default)s)")
     add("--b1", type=in_range(float, 0, 1), default=0.5, help="Adam's beta_1 (%(default)s)")
     add("--b2", type=in_range(float, 0, 1), default=0.999, help="Adam's beta_2 (%(default)s)")
     add("--latent_dim", type=in_range(int, 1), default=62, help="dimension of z (%(default)s)")
-    add("--width", type=in_range(int, 1), default=32, help="channels at half size (%(default)s)")
+    add("--width", type=in_range(int, 1), default=32,
+        help="channels at half the side (%(default)s)")
     add("--img_size", type=in_range(int, 8), help="side of the images (the dataset's own, or 64)")
     add("--dataset", default="auto",
         help="auto, mnist, fashion, cifar10, glyphs or a folder of images (%(default)s)")
@@ -97,14 +81,15 @@ def parse_args(argv=None, saved=None):
         help="folder or checkpoint of a run to continue, with its own options except those given "
         "here; a larger --n_epochs raises the learning rates again")
     add("--seed", type=in_range(int, 0, 2**32), default=0,
-        help="the same seed, CPU and number of threads give the same bytes (%(default)s)")
+        help="runs with the same seed are the same to the byte, on the same CPU with as many "
+        "threads (%(default)s)")
     add("--cuda", action=BooleanOptionalAction, default=False, help="train on a CUDA device")
     add = parser.add_argument_group("options of the paper").add_argument
     add("--lambda_cat", type=in_range(float, 0), default=1.0,
         help="weight of L_I of the category (%(default)s)")
     add("--lambda_con", type=in_range(float, 0), default=1.0,
         help="weight of L_I of the continuous codes (%(default)s)")
-    parser.set_defaults(folder=None, **(saved or {}))  # folder: see run_folder
+    parser.set_defaults(**(saved or {}))
     return parser.parse_args(argv)
 
 
@@ -314,6 +299,23 @@ def build(args, device):
 # Here the paper ends. The rest is the run, which is the same in every script.
 
 
+def in_range(kind, low, high=2**31):
+    """Make a type for argparse: an int or a float that is at least low and below high."""
+
+    def number(text):
+        value = kind(text)
+        if not low <= value < high:
+            raise ArgumentTypeError(f"must be at least {low} and below {high}, not {text}")
+        return value
+
+    return number
+
+
+def checkpoint_of(path):
+    """Return the checkpoint of a run, given its folder or the checkpoint itself."""
+    return Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
+
+
 @torch.no_grad()
 def update_average(G_avg, G, share):
     """Move the running average of G towards G by this share of the way."""
@@ -324,7 +326,7 @@ def update_average(G_avg, G, share):
 
 def full_step(state, args, x, y, lr_g, lr_d, share):
     """Do a train_step at these learning rates, move G_avg by share; return the step's values."""
-    G, D, opt_G, opt_D, G_avg = (state[name] for name in ("G", "D", "opt_G", "opt_D", "G_avg"))
+    G, D, opt_G, opt_D, G_avg = state.values()
     opt_G.param_groups[0]["lr"] = lr_g
     opt_D.param_groups[0]["lr"] = lr_d
     values = train_step(G, D, opt_G, opt_D, x, y, args)
@@ -359,10 +361,10 @@ def cuda_graph(step, optimizers):
             return outputs
         if n_calls == 4:
             for optimizer in optimizers:
-                optimizer.param_groups[0]["capturable"] = True  # Adam's leave to be recorded
+                optimizer.param_groups[0]["capturable"] = True  # allows Adam to be recorded
             with torch.cuda.graph(graph):
                 outputs = step(*inputs)
-        graph.replay()  # the recording has run nothing
+        graph.replay()  # recording does not run the step
         return outputs
 
     return call
@@ -371,7 +373,7 @@ def cuda_graph(step, optimizers):
 def new_folder(wanted):
     """Claim an empty folder of that name or of that name with -2, -3 and so on appended."""
     for i in itertools.count(1):
-        folder = Path(wanted if i == 1 else f"{wanted}-{i}")
+        folder = Path(f"{Path(wanted)}-{i}") if i > 1 else Path(wanted)
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):  # of another run that starts at this moment
             if not any(folder.iterdir()):
@@ -389,13 +391,12 @@ def run_folder(args, data):
     return folder
 
 
-def save_checkpoint(args, data, state, progress):
+def save_checkpoint(folder, args, data, state, progress):
     """Write what --resume and load_generator need to a temporary file, then rename it."""
-    options = {k: v for k, v in vars(args).items() if k not in ("out_dir", "resume", "folder")}
+    options = {k: v for k, v in vars(args).items() if k not in ("out_dir", "resume")}
     checkpoint = {
         "script": SCRIPT,
         "args": options,
-        "classes": data.classes,
         "n_images": len(data.images),
         "config_G": state["G"].config,
         "config_D": state["D"].config,
@@ -404,24 +405,25 @@ def save_checkpoint(args, data, state, progress):
         **progress,
         **{name: part.state_dict() for name, part in state.items()},
     }
-    buffer = io.BytesIO()  # given the file, torch.save would not say that the disk is full
+    buffer = io.BytesIO()  # torch.save to a file hides a full disk
     torch.save(checkpoint, buffer)
-    temporary = args.folder / "checkpoint.tmp"
-    temporary.write_bytes(buffer.getbuffer())
-    temporary.replace(args.folder / "checkpoint.pt")
+    (folder / "checkpoint.tmp").write_bytes(buffer.getbuffer())
+    (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
     readable = {"script": SCRIPT, **options, "classes": data.classes}
-    (args.folder / "args.json").write_text(json.dumps(readable, indent=1) + "\n")
+    (folder / "args.json").write_text(json.dumps(readable, indent=1) + "\n")
 
 
 def load_checkpoint(path):
     """Read a checkpoint of this script, or the one in a run's folder, onto the CPU."""
     path = checkpoint_of(path)
+    content = io.BytesIO(path.read_bytes())  # a missing file is an OSError
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        script, _ = saved["script"], saved["config_D"]
-    except Exception as error:  # of a dozen kinds, by what the file holds instead
-        what = f"is not a checkpoint of this version of {SCRIPT}.py ({type(error).__name__})"
-        raise UserError(f"{path} {what}") from error
+        saved = torch.load(content, map_location="cpu", weights_only=True)
+        script = saved["script"]
+        saved["config_D"]  # older versions lack it
+    except Exception as error:  # its type depends on what the file holds instead
+        what = f"is not a checkpoint of this version of {SCRIPT}.py"
+        raise UserError(f"{path} {what} ({type(error).__name__})") from error
     if script != SCRIPT:
         raise UserError(f"{path} is a checkpoint of {script}.py, not of {SCRIPT}.py")
     return saved
@@ -432,14 +434,14 @@ def restore(saved, state, args):
     config = state["G"].config
     changed = [name for name in config if saved["config_G"].get(name) != config[name]]
     if changed:
-        raise UserError(f"{args.resume} has another {' and '.join(changed)} than this run")
+        raise UserError(f"{args.resume} was trained with a different {' and '.join(changed)}")
     try:
         for name, part in state.items():
-            if name.startswith("opt"):  # their options, which may be new, are those of this run
+            if name.startswith("opt"):  # keep the options of this run, which may be new
                 saved[name]["param_groups"] = part.state_dict()["param_groups"]
             part.load_state_dict(saved[name])
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{args.resume} lacks a part of the networks of this run") from error
+        raise UserError(f"{args.resume} does not fit this run's networks") from error
     torch.set_rng_state(saved["rng"])
     torch.cuda.set_rng_state_all(saved["rng_cuda"][: torch.cuda.device_count()])
 
@@ -501,9 +503,9 @@ def plan(args, data, saved):
     args.n_epochs = args.n_epochs or max(EPOCHS, math.ceil(MIN_STEPS / steps_per_epoch))
     line = f"{args.n_epochs} epochs of {steps_per_epoch} steps"
     if saved and saved["n_images"] != n_images:
-        line += f", begun with {saved['n_images']} images"
-    if os.path.isdir(args.dataset) and args.n_epochs * steps_per_epoch < 1000:
-        line += f": too few for pictures, {MIN_STEPS:,} steps are a start"
+        line += f"; begun with {saved['n_images']} images"
+    if os.path.isabs(args.dataset) and args.n_epochs * steps_per_epoch < 1000:  # a folder
+        line += f"; too few for pictures: {MIN_STEPS:,} steps are a start"
     print(line, flush=True)
     return steps_per_epoch, round((args.n_epochs - saved.get("epochs_done", 0)) * steps_per_epoch)
 
@@ -523,12 +525,11 @@ def train(args, saved):
     steps_per_epoch, n_left = plan(args, data, saved)
     step, rows = saved.get("steps_done", 0), saved.get("rows", [])
     n_steps = step + n_left
-    if saved and RANK == 0:
-        args.folder = run_folder(args, data)  # that of a new run follows its first step
+    folder = run_folder(args, data) if saved and RANK == 0 else None  # new: see below
     if RANK > 0:  # a further process of torchrun: it draws its own z, and writes and prints nothing
         torch.manual_seed(args.seed + step + RANK)
     one_step = functools.partial(full_step, state, args)
-    if device.type == "cuda" and not torch.distributed.is_initialized():
+    if device.type == "cuda" and not IS_PARALLEL:
         one_step = cuda_graph(one_step, (opt_G, opt_D))
 
     start, first_step = time.perf_counter(), step
@@ -540,9 +541,10 @@ def train(args, saved):
         values = one_step(x, y, decay * args.lr_g, decay * args.lr_d, share)
         recent.append(torch.stack(list(values.values())))
         step += 1
-        if sys.stdout.isatty():
+        if sys.stdout and sys.stdout.isatty():
             print(f"step {step}/{n_steps}", end="\r", flush=True)
-        if step > 1 and step % args.sample_interval and step < n_steps:
+        is_due = step == 1 or step % args.sample_interval == 0 or step == n_steps
+        if not is_due:
             continue
 
         if not all(weight.isfinite().all() for weight in (*G.parameters(), *D.parameters())):
@@ -551,20 +553,22 @@ def train(args, saved):
         recent = []
         if RANK > 0:
             continue
-        if not args.folder:  # only now, so that a run that fails at once leaves nothing
-            args.folder = run_folder(args, data)
         speed = (step - first_step) / (time.perf_counter() - start)
+        folder = folder or run_folder(args, data)  # now: a run that fails at once leaves nothing
         epochs_done = args.n_epochs - (n_steps - step) / steps_per_epoch
         rows.append([math.ceil(epochs_done), step, *means])
         print_row(rows[-1], values, speed, n_steps - step, is_first=is_first)
         is_first = False
-        save_losses(args.folder, values, rows)
-        save_grid(args.folder / f"{step:06}.png", **sample(G_avg, D, args))
+        save_losses(folder, values, rows)
+        grid = sample(G_avg, D, args)
+        save_grid(folder / f"{step:06}.png", **grid)
+        if step == n_steps:
+            save_grid(folder / "samples.png", **grid)
         progress = {"steps_done": step, "epochs_done": epochs_done, "rows": rows}
-        save_checkpoint(args, data, state, progress)
+        save_checkpoint(folder, args, data, state, progress)
+        args.resume = folder / "checkpoint.pt"  # for main, if the run is stopped
     if RANK == 0:
-        save_grid(args.folder / "samples.png", **sample(G_avg, D, args))
-        print(args.folder / "samples.png")
+        print(folder / "samples.png")
 
 
 def main(argv=None):
@@ -575,15 +579,15 @@ def main(argv=None):
     try:
         saved = load_checkpoint(args.resume) if args.resume else {}
         args = parse_args(argv, saved.get("args"))
-        if saved and args.n_epochs <= saved["epochs_done"]:
-            draw_finished(args, saved)
-        else:
+        if not saved or args.n_epochs > saved["epochs_done"]:
             train(args, saved)
+        elif RANK == 0:
+            draw_finished(args, saved)
         return
     except KeyboardInterrupt:
         status, reason = 130, "stopped"
-        if args.folder:
-            reason += f'; to continue: python "{sys.argv[0]}" --resume "{args.folder}"'
+        if args.resume:
+            reason += f'; to continue: python "{sys.argv[0]}" --resume "{args.resume}"'
     except (UserError, OSError, torch.OutOfMemoryError) as error:
         status, reason = 2, error
     if RANK == 0:
