@@ -11,15 +11,15 @@ from conftest import ROOT, SCRIPTS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "tests" / "RESULTS.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+BLOCKS = BLOCK.findall(README)
 TOOLS = ["score", "speed", "montage"]
 
 
 def commands(text):
     """List the commands that start a script: the lines of blocks, and code within a line."""
-    blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    lines += re.findall(r"`([^`\n]+)`", text)
+    lines = [line for _, block in BLOCK.findall(text) for line in block.splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))
     return [line for line in lines if re.match(r"(python|torchrun)\b.* \S+\.py\b", line)]
 
 
