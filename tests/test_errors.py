@@ -43,7 +43,7 @@ def checkpoint(run_options, tmp_path_factory):
     (["--b2", "-0.1"], ["--b2", "at least 0"]),
     (["--img_size", "7"], ["--img_size", "at least 8"]),
     (["--seed", "-1"], ["--seed"]),
-    (["--dataset", ""], ["dataset"]),
+    (["--dataset", ""], ["folder of images"]),
     (["--dataset", "no_such_folder"], ["no_such_folder", "mnist", "glyphs"]),
     (["--resume", "no_such_file"], ["no_such_file"]),
 ])  # fmt: skip

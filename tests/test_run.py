@@ -363,7 +363,7 @@ def test_ctrl_c_within_an_epoch_prints_the_command_that_goes_on_to_the_same_byte
     assert (folder / "000005.png").read_bytes() == drawn(script, folder)
     command = resume_command(capsys.readouterr().err)
     own = ["python", f"my scripts/{script.__name__}.py"]
-    assert command == [*own, "--resume", str(folder)]
+    assert command[:-1] == [*own, "--resume"] and Path(command[-1]).parent == folder
     script.main(command[2:])
     assert files(folder) == files(finished(script.__name__))
 
