@@ -410,7 +410,8 @@ def load_checkpoint(path):
     try:
         saved = torch.load(content, map_location="cpu", weights_only=True)
         script = saved["script"]
-        saved["config_D"]  # older versions lack it
+        for key in ("args", "n_images", "config_G", "config_D", "steps_done", "epochs_done"):
+            saved[key]  # an older version's may lack it
     except Exception as error:  # its type depends on what the file holds instead
         what = f"is not a checkpoint of this version of {SCRIPT}.py"
         raise UserError(f"{path} {what} ({type(error).__name__})") from error
@@ -420,20 +421,20 @@ def load_checkpoint(path):
 
 
 def restore(saved, state, args):
-    """Put the state of a checkpoint back; raise UserError if its networks are not this run's."""
-    config = state["G"].config
-    changed = [name for name in config if saved["config_G"].get(name) != config[name]]
-    if changed:
-        raise UserError(f"{args.resume} was trained with a different {' and '.join(changed)}")
+    """Put the state of a checkpoint back; raise UserError if it does not fit the networks."""
+    for name in {"G", "D"} & state.keys():
+        for key, value in state[name].config.items():
+            if saved[f"config_{name}"].get(key) != value:
+                raise UserError(f"{args.resume} was trained with a different {key}")
     try:
         for name, part in state.items():
             if name.startswith("opt"):  # keep the options of this run, which may be new
                 saved[name]["param_groups"] = part.state_dict()["param_groups"]
             part.load_state_dict(saved[name])
+        torch.set_rng_state(saved["rng"])
+        torch.cuda.set_rng_state_all(saved["rng_cuda"][: torch.cuda.device_count()])
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{args.resume} does not fit this run's networks") from error
-    torch.set_rng_state(saved["rng"])
-    torch.cuda.set_rng_state_all(saved["rng_cuda"][: torch.cuda.device_count()])
+        raise UserError(f"{args.resume} lacks a part of the networks or of the run") from error
 
 
 def load_generator(path):
@@ -446,11 +447,11 @@ def load_generator(path):
 
 def draw_finished(args, saved):
     """Draw samples of a finished run, which needs no data."""
-    D = Discriminator(**saved["config_D"])
-    D.load_state_dict(saved["D"])
+    G, D = Generator(**saved["config_G"]), Discriminator(**saved["config_D"])
+    restore(saved, {"G_avg": G.eval(), "D": D}, args)
     names = (args.resume.with_name(f"samples-{i}.png") for i in itertools.count(2))
     path = next(path for path in names if not path.exists())
-    save_grid(path, **sample(load_generator(args.resume), D, args))
+    save_grid(path, **sample(G, D, args))
     print(f"{path}: {saved['epochs_done']:g} epochs done; a larger --n_epochs continues the run")
 
 

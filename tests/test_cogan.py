@@ -1,4 +1,6 @@
 """CoGAN: what is tied, what is never a pair, and what the other domain is, by value."""
+from argparse import Namespace
+
 import pytest
 import torch
 from conftest import fake_data, fake_patches, files, interrupt, networks, refused
@@ -224,11 +226,12 @@ def test_the_picture_shows_each_pair_with_x2_below_x1(domain):
 @pytest.mark.parametrize("domain", ["negative", "mnistm"])
 def test_real_images_of_both_domains_are_shown(domain):
     data = build_on(fake_data((1, 8, 8), 64), "--domain", domain)
-    picture = cogan.real_images(data, cogan.parse_args(["--domain", domain]))
+    args = Namespace(channels=[1, data.images.shape[1] - 1])
+    picture = cogan.real_images(data, args)
     rows = picture["images"].split(16)
-    levels = data.images / 127.5 - 1
-    assert torch.allclose(rows[0], levels[:16, :1].expand_as(rows[0]))
-    assert torch.allclose(rows[1], levels[:16, 1:].expand_as(rows[1]))
+    levels = data.images[:16] / 127.5 - 1
+    assert torch.allclose(rows[0], levels[:, :1].expand_as(rows[0]))
+    assert torch.allclose(rows[1], levels[:, 1:].expand_as(rows[1]))
 
 
 # whole runs
@@ -258,8 +261,7 @@ def test_the_defaults_of_a_domain_yield_to_options_that_are_given_and_to_those_o
     args = cogan.parse_args(["--domain", "rotate", "--n_epochs", "3"])
     assert vars(args) | {"n_epochs": defaults["n_epochs"]} == vars(args) | defaults
     assert args.n_epochs == 3
-    saved = {name: value for name, value in vars(args).items() if name != "folder"}
-    resumed = cogan.parse_args(["--batch_size", "9"], saved)
+    resumed = cogan.parse_args(["--batch_size", "9"], vars(args))
     assert vars(resumed) == vars(args) | {"batch_size": 9}
 
 
@@ -277,7 +279,7 @@ def test_a_run_with_photographs_is_resumed_to_the_same_bytes(run_options, tmp_pa
     photos.mkdir()
     save_image(torch.rand(3, 40, 50), photos / "photo.png")
     options = [*run_options, "--domain", "mnistm", "--photos", str(photos), "--n_epochs", "2"]
-    options += ["--batch_size", "25"]
+    options += ["--batch_size", "25", "--sample_interval", "5"]
     cogan.main([*options, "--out_dir", str(tmp_path / "whole")])
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         interrupt(patch, cogan, 6)
@@ -299,8 +301,49 @@ def test_what_decides_the_halves_and_the_networks_cannot_change_when_a_run_is_re
     options, capsys
 ):
     saved = vars(cogan.parse_args(["--domain", "mnistm" if "photos" in options else "edge"]))
-    del saved["folder"]
     with pytest.raises(SystemExit) as stop:
         cogan.parse_args(options.split(), saved)
     assert stop.value.code == 2
     assert options.split()[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+# two datasets of one's own
+
+
+@pytest.fixture
+def two_folders(tmp_path):
+    """Nine colour pictures and four grey ones, each of one level of its own."""
+    for name, n in (("colour", 9), ("grey", 4)):
+        (tmp_path / name).mkdir()
+        for i in range(n):
+            picture = torch.full((3, 8, 8), (i + 1) / 16)
+            picture[0] += 0.2 * (name == "colour")
+            save_image(picture, tmp_path / name / f"{i}.png")
+    return ["--dataset", str(tmp_path / "colour"), "--dataset2", str(tmp_path / "grey")]
+
+
+def test_two_datasets_are_two_domains_whatever_their_sizes(two_folders):
+    args = cogan.parse_args([*two_folders, "--img_size", "8", "--width", "4"])
+    data, G, D = cogan.build(args, torch.device("cpu"))
+    assert data.images.shape == (9, 4, 8, 8)  # an epoch is one pass over the larger
+    x1, x2 = cogan.split_domains(data.images, args)
+    assert len(set(x1[:, 1, 0, 0].tolist())) == 9
+    levels = x2[:, 0, 0, 0].tolist()
+    assert len(set(levels)) == 4 and max(levels.count(v) for v in levels) == 3
+    assert levels != sorted(levels) and x1[:, 1, 0, 0].tolist() != sorted(x1[:, 1, 0, 0].tolist())
+    fake1, fake2 = G(torch.randn(2, G.latent_dim))
+    assert fake1.shape == (2, 3, 8, 8) and fake2.shape == (2, 1, 8, 8)
+    opt_G, opt_D = (torch.optim.Adam(net.parameters()) for net in (G, D))
+    values = cogan.train_step(G, D, opt_G, opt_D, data.images / 127.5 - 1, None, args)
+    assert all(value.isfinite() for value in values.values())
+    assert not {"agree", "chance"} & set(values)  # there is no transform to compare with
+
+
+def test_a_run_on_two_datasets_is_resumed_from_anywhere(two_folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    relative = ["--dataset", "colour", "--dataset2", "grey", "--out_dir", str(tmp_path / "run")]
+    options = ["--img_size", "8", "--width", "4", "--batch_size", "4", "--n_epochs", "2"]
+    cogan.main([*relative, *options])
+    monkeypatch.chdir("/")
+    cogan.main(["--resume", str(tmp_path / "run"), "--n_epochs", "3"])
+    assert len(cogan.load_generator(tmp_path / "run")(torch.randn(2, 100))) == 2

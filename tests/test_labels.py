@@ -207,30 +207,24 @@ def test_infogan_s_steps_draw_the_code_from_its_prior():
     assert (c[:, 10:].std(0) - 3**-0.5).abs().max() < 0.07
 
 
-def some_q(n):
-    """A code and what a Q that guesses says of it: logits, means and whatever else D returns."""
-    D = networks(infogan)[1]
-    _, *Q = D(batch(infogan, n=n)[0])
-    return infogan.sample_code(n, "cpu"), [torch.randn_like(part) for part in Q]
-
-
 def test_infogan_information_is_the_likelihood_of_torch_distributions_plus_the_entropy():
-    c, (logits, mean, *log_std) = some_q(64)
-    L_cat, L_con = infogan.information(c, logits, mean, *log_std)
+    c, logits, mean = infogan.sample_code(64, "cpu"), torch.randn(64, 10), torch.randn(64, 2)
+    L_cat, L_con = infogan.information(c, logits, mean)
     categorical = torch.distributions.Categorical(logits=logits)
     expected = categorical.log_prob(c[:, :10].argmax(1)).mean() + math.log(10)
     assert torch.allclose(L_cat, expected, atol=1e-5)
-    normal = torch.distributions.Normal(mean, log_std[0].exp() if log_std else 1)
+    normal = torch.distributions.Normal(mean, 1)
     expected = normal.log_prob(c[:, 10:]).sum(1).mean() + 2 * math.log(2)
     assert torch.allclose(L_con, expected, atol=1e-4)
 
 
-def test_infogan_information_is_0_for_a_q_that_knows_nothing_and_at_most_the_entropy():
-    c, Q = some_q(64)
-    ignorant = infogan.information(c, *(0 * part for part in Q))
-    assert ignorant[0].item() == pytest.approx(0, abs=1e-5) and ignorant[1] < 0
-    knowing = infogan.information(c, 100 * c[:, :10], c[:, 10:], *(0 * part for part in Q[2:]))
-    assert knowing[0].item() == pytest.approx(math.log(10), abs=1e-4) and knowing[1] > ignorant[1]
+def test_infogan_information_is_0_for_a_q_that_knows_nothing_and_has_its_documented_bounds():
+    c = infogan.sample_code(64, "cpu")
+    ignorant = infogan.information(c, torch.zeros(64, 10), torch.zeros(64, 2))
+    assert ignorant[0].item() == pytest.approx(0, abs=1e-5)
+    knowing = infogan.information(c, 100 * c[:, :10], c[:, 10:])
+    bounds = math.log(10), math.log(2 / math.pi)
+    assert [value.item() for value in knowing] == pytest.approx(bounds, abs=1e-4)
 
 
 def test_infogan_s_q_takes_as_large_steps_in_the_control():

@@ -75,9 +75,10 @@ def cgan(D, x, y, fake, c):
 
 
 def lsgan(D, x, y, fake, c):  # a = -0.5, b = 1, c = 0.7
-    loss_D = ((D(x) - 1) ** 2).mean() / 2 + ((D(fake) + 0.5) ** 2).mean() / 2
-    loss_G = ((D(fake) - 0.7) ** 2).mean() / 2
-    return loss_D, loss_G, {"loss_D": loss_D, "loss_G": loss_G, "s(x)": D(x).mean()}
+    values = cross_entropies(D(x), D(fake))
+    values["loss_D"] = ((D(x) - 1) ** 2).mean() / 2 + ((D(fake) + 0.5) ** 2).mean() / 2
+    values["loss_G"] = ((D(fake) - 0.7) ** 2).mean() / 2
+    return values["loss_D"], values["loss_G"], values
 
 
 def acgan(D, x, y, fake, c):
@@ -110,8 +111,10 @@ def cogan(D, x, y, fake, c):
 
 
 def kl(D, x, y, fake, c):
-    loss_D = -(D(x).mean() - (D(fake) - 1).exp().mean())
-    return loss_D, -D(fake).mean(), {"loss_D": loss_D, "loss_G": -D(fake).mean(), "F": -loss_D}
+    values = cross_entropies(D(x), D(fake))
+    values["F"] = D(x).mean() - (D(fake) - 1).exp().mean()
+    values |= {"loss_D": -values["F"], "loss_G": -D(fake).mean()}
+    return values["loss_D"], values["loss_G"], values
 
 
 GAMES = [
