@@ -240,15 +240,15 @@ def test_both_optimizers_are_adam_with_the_betas_of_the_options_also_when_resume
 def test_weights_and_statistics_of_g_are_averaged_over_a_tenth_of_the_steps_at_most_500(
     steps_done, finished, tmp_path, monkeypatch
 ):
+    zeros = {k: torch.zeros_like(v) for k, v in checkpoint_of(finished("dcgan"))["G_avg"].items()}
+    changes = {"steps_done": steps_done, "G_avg": zeros}
+    path = edited(finished("dcgan"), tmp_path / "edited.pt", **changes)
     states = []
 
     def record(G, *_):
         states.append({name: value.clone() for name, value in G.state_dict().items()})
 
     change_train_step(monkeypatch, dcgan, record)
-    zeros = {k: torch.zeros_like(v) for k, v in checkpoint_of(finished("dcgan"))["G_avg"].items()}
-    changes = {"steps_done": steps_done, "G_avg": zeros}
-    path = edited(finished("dcgan"), tmp_path / "edited.pt", **changes)
     dcgan.main(["--resume", path, "--n_epochs", "4", "--out_dir", str(tmp_path / "run")])
     kept = dcgan.load_generator(tmp_path / "run").state_dict()
     assert any("running_var" in name for name in kept) and len(states) == 4
