@@ -4,7 +4,6 @@ import importlib
 import pytest
 import torch
 from conftest import SCRIPTS, files, pictures, refused
-from torchvision.utils import save_image
 
 import dcgan
 import lsgan
@@ -43,7 +42,7 @@ def checkpoint(run_options, tmp_path_factory):
     (["--b2", "-0.1"], ["--b2", "at least 0"]),
     (["--img_size", "7"], ["--img_size", "at least 8"]),
     (["--seed", "-1"], ["--seed"]),
-    (["--dataset", ""], ["folder of images"]),
+    (["--dataset", ""], ["glyphs", "folder"]),
     (["--dataset", "no_such_folder"], ["no_such_folder", "mnist", "glyphs"]),
     (["--resume", "no_such_file"], ["no_such_file"]),
 ])  # fmt: skip
@@ -54,9 +53,9 @@ def test_a_wrong_argument_is_named_and_leaves_nothing(argv, words, run_options, 
 
 
 def test_every_number_has_a_limit(script, capsys):
-    is_number = {"n_epochs", "img_size", "shared_g", "shared_d"}.__contains__
+    numbers = {"n_epochs", "img_size", "shared_g", "shared_d"}  # by default None
     for option, default in vars(script.parse_args([])).items():
-        if type(default) in (int, float) or is_number(option):
+        if type(default) in (int, float) or option in numbers:
             for number in (10**30, -(10**30)):
                 assert f"--{option}" in refused(script, [f"--{option}", number], capsys)
 
@@ -139,23 +138,20 @@ def test_a_run_is_not_resumed_with_other_networks_or_other_halves(
 
 @pytest.mark.parametrize("name, classes, word", [
     ("cgan", ["a", "c"], "classes"), ("acgan", ["a", "b", "c"], "classes"),
-    ("cgan", None, "img_shape"), ("dcgan", None, "img_shape"),
+    ("cgan", None, "img_shape"), ("dcgan", None, "img_shape"),  # None: in one channel
 ])  # fmt: skip
 def test_networks_are_not_resumed_on_data_that_they_are_not_for(
-    name, classes, word, tmp_path, capsys
+    name, classes, word, data_dir, tmp_path, capsys
 ):
     script = importlib.import_module(name)
-    data = pictures(tmp_path / "old", 8, ["a", "b"])
-    options = ["--dataset", data, "--img_size", 8, "--batch_size", 4, "--n_epochs", 1]
-    script.main([str(option) for option in [*options, "--out_dir", tmp_path / "run"]])
+    options = ["--dataset", pictures(tmp_path / "old", 8, ["a", "b"]), "--img_size", "8"]
+    options += ["--batch_size", "4", "--n_epochs", "1", "--out_dir", tmp_path / "run"]
+    script.main([str(option) for option in options])
     before = files(tmp_path / "run")
-    other = pictures(tmp_path / "other", 8, classes or ["a", "b"])
-    if not classes:
-        for image in other.glob("*/*.png"):
-            save_image(torch.full((3, 8, 8), 0.5), image)  # all grey: one channel
+    other = pictures(tmp_path / "other", 8, classes) if classes else "mnist"
     options = ["--resume", tmp_path / "run", "--n_epochs", 2, "--dataset", other]
     capsys.readouterr()
-    assert word in refused(script, options, capsys)
+    assert word in refused(script, [*options, "--data_dir", data_dir], capsys)
     assert files(tmp_path / "run") == before
 
 

@@ -76,7 +76,7 @@ def test_the_run_which_follows_build_is_the_same_everywhere():
     run = list(parts("dcgan"))
     run = run[run.index("build") + 1 :]
     assert {"load_generator", "train", "main", "guard"} <= set(run)
-    for name in [*run, "in_range", "checkpoint_of"]:
+    for name in run:
         assert all(parts(script)[name] == parts("dcgan")[name] for script in SCRIPTS), name
 
 
