@@ -423,7 +423,8 @@ def test_the_folders_train_and_test_are_the_two_sets(tmp_path, capsys):
     assert "every tenth" not in capsys.readouterr().out
     assert len(train.images) == 12 and len(test.images) == 8
     (tmp_path / "test" / "b").rename(tmp_path / "test" / "c")
-    with pytest.raises(UserError, match="test has c, unlike"):  # a mistake is not taken for a missing test set
+    # a mistake is not taken for a missing test set
+    with pytest.raises(UserError, match="test has c, unlike"):
         score.load_sets(str(tmp_path), "none", (3, 8, 8))
 
 
