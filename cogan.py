@@ -138,10 +138,10 @@ def parse_args(argv=None, saved=None):
     args = parser.parse_args(argv)
     if args.resume and not saved:
         return args  # main parses again, with the options of that run
+    if args.photos is not None and (args.dataset2 or args.domain != "mnistm"):
+        parser.error("--photos is for --domain mnistm")
     if args.dataset2:
         args.domain = None  # nothing is transformed
-    if args.photos is not None and args.domain != "mnistm":
-        parser.error(f"--photos is for --domain mnistm, not {args.domain}")
     for name in ("domain", "seed", "layers", "shared_g", "shared_d"):  # the seed chose the halves
         if saved and getattr(args, name) != saved[name]:
             parser.error(f"--{name} can't change when a run is resumed")
@@ -419,6 +419,7 @@ def build(args, device):
         order1, order2 = torch.randperm(len(data.images)).to(device).tensor_split(2)
         order1 = order1[: len(order2)]
         x1, x2 = data.images[order1], second_domain(data.images[order2], args)
+    print(f"{len(x1)} images in each domain", flush=True)
     args.channels = [x1.shape[1], x2.shape[1]]
     data = data._replace(images=torch.cat([x1, x2], 1), labels=data.labels[order1])
     img_shapes = (tuple(x1.shape[1:]), tuple(x2.shape[1:]))

@@ -4,16 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import (
-    CONVOLUTIONAL,
-    SCRIPTS,
-    batch,
-    calls,
-    codes,
-    discriminate,
-    generate,
-    networks,
-)
+from conftest import CONVOLUTIONAL, SCRIPTS, batch, calls, codes, discriminate, generate, networks
 from torch import nn
 
 import dcgan

@@ -175,7 +175,8 @@ def test_parzen_s_validation_set_is_of_the_training_set(table, monkeypatch):
     (ours, validation, _), (real, _, _) = seen[:2]
     assert torch.allclose(ours[:, 0], torch.tensor(150 / 255))
     known = torch.cat([real, validation])[:, :2]
-    assert len(validation) == 150 and len(known.unique(dim=0)) == 1500  # none is in both
+    assert len(validation) == 150
+    assert len(known) == len(known.unique(dim=0)) == 1500  # none is in both
 
 
 def test_infogan_s_error_is_that_of_the_test_set(table):
@@ -305,15 +306,15 @@ def test_log_likelihood_is_that_of_a_mixture_of_gaussians():
 def test_parzen_s_bandwidth_is_not_chosen_by_the_test_set():
     """Of a density like the test set's it gives the likelihood; of a narrow one it can't."""
     torch.manual_seed(0)
-    wide, narrow, test = torch.randn(1800, 1), 0.1 * torch.randn(1800, 1), torch.randn(1000, 1)
+    wide, narrow, test = torch.randn(1800, 1), 0.1 * torch.randn(1800, 1), torch.randn(500, 1)
     true = torch.distributions.Normal(0, 1).log_prob(test).mean().item()
-    best = score.log_likelihood(narrow, test, [1.0])[0].item()
+    best = score.log_likelihood(narrow, test, [0.25])[0].item()  # with the widest that f-GAN tries
     for samples in (wide, narrow):
         for told in (
             score.parzen(samples[300:], samples[:300], test), score.parzen_fgan(samples, test)
         ):
             found = float(told.split()[0])
-            assert abs(found - true) < 0.08 if samples is wide else found < best - 3
+            assert abs(found - true) < 0.08 if samples is wide else found < best - 5
 
 
 def test_the_matching_is_the_best_and_not_the_greedy_one():
@@ -422,7 +423,8 @@ def test_the_folders_train_and_test_are_the_two_sets(tmp_path, capsys):
     assert "every tenth" not in capsys.readouterr().out
     assert len(train.images) == 12 and len(test.images) == 8
     (tmp_path / "test" / "b").rename(tmp_path / "test" / "c")
-    with pytest.raises(UserError, match='"c"'):  # a mistake is not taken for a missing test set
+    # a mistake is not taken for a missing test set
+    with pytest.raises(UserError, match="test has c, unlike"):
         score.load_sets(str(tmp_path), "none", (3, 8, 8))
 
 
