@@ -154,7 +154,7 @@ def batches(data, batch_size, seed=0, step=0):
     Raises:
         UserError: the processes can't have equal shares of at least two images.
     """
-    if batch_size % N_PROCESSES or batch_size < 2 * N_PROCESSES:
+    if N_PROCESSES > 1 and (batch_size % N_PROCESSES or batch_size < 2 * N_PROCESSES):
         raise UserError(f"{N_PROCESSES} processes can't share --batch_size {batch_size}")
     generator = torch.Generator().manual_seed(seed)
     n_batches = len(data.images) // batch_size

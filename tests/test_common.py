@@ -1,5 +1,6 @@
 """Data loading, device selection and grids, by value."""
 import io
+import itertools
 import os
 import pickle
 import signal
@@ -25,6 +26,7 @@ from torchvision.utils import save_image
 import common
 from common import (
     Data,
+    UserError,
     batches,
     draw_glyphs,
     get_device,
@@ -140,23 +142,31 @@ def test_flat_folder_of_grey_images_has_one_class_and_one_channel(tmp_path):
         load_data(str(tmp_path), train=False)
 
 
+def epoch_of(data, epoch, seed=0):
+    """The images and labels of an epoch of three batches of three."""
+    chosen = list(itertools.islice(batches(data, 3, seed, 3 * epoch), 3))
+    return torch.cat([x for x, _ in chosen]), torch.cat([y for _, y in chosen])
+
+
 def test_batches_are_the_images_in_random_order_each_once_scaled_to_plus_minus_one():
     images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).repeat(1, 1, 2, 2)
     images[9] = 255
     data = Data("test", images, torch.arange(10), ["a"])
-    torch.manual_seed(0)
-    epoch = list(batches(data, 3))
-    assert len(epoch) == 3  # the tenth image is left out of this epoch
-    x, y = torch.cat([x for x, _ in epoch]), torch.cat([y for _, y in epoch])
+    x, y = epoch_of(data, 0)
     assert x.dtype == torch.float32 and x.shape == (9, 1, 2, 2)
     assert len(set(y.tolist())) == 9 and y.tolist() != sorted(y.tolist())
     assert torch.allclose(x, images[y] / 127.5 - 1, atol=1e-6)  # each image comes with its label
-    next_epoch = torch.cat([y for _, y in batches(data, 3)])
-    assert not torch.equal(next_epoch, y)  # in another order
-    torch.manual_seed(0)
-    assert torch.equal(torch.cat([y for _, y in batches(data, 3)]), y)
+    epochs = [epoch_of(data, epoch)[1] for epoch in range(20)]
+    assert len({tuple(labels.tolist()) for labels in epochs}) == 20  # in another order every time
+    left_out = {45 - labels.sum().item() for labels in epochs}
+    assert len(left_out) > 3  # the tenth image is another one in every epoch
+    endless = torch.cat([y for _, y in itertools.islice(batches(data, 3), 6)])
+    assert torch.equal(endless, torch.cat(epochs[:2]))
+    assert not torch.equal(epoch_of(data, 0, seed=1)[1], y)
     white = next(batches(Data("test", images[9:], torch.zeros(1), ["a"]), 1))[0]
     assert torch.allclose(white, torch.ones(1), atol=1e-6)
+    with pytest.raises(UserError, match="--batch_size 11"):
+        next(batches(data, 11))
 
 
 @pytest.mark.parametrize("wanted, there, device, word", [
