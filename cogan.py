@@ -419,7 +419,6 @@ def build(args, device):
         order1, order2 = torch.randperm(len(data.images)).to(device).tensor_split(2)
         order1 = order1[: len(order2)]
         x1, x2 = data.images[order1], second_domain(data.images[order2], args)
-    print(f"{len(x1)} images in each domain", flush=True)
     args.channels = [x1.shape[1], x2.shape[1]]
     data = data._replace(images=torch.cat([x1, x2], 1), labels=data.labels[order1])
     img_shapes = (tuple(x1.shape[1:]), tuple(x2.shape[1:]))

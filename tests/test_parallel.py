@@ -104,7 +104,7 @@ def test_one_process_writes_and_prints_and_ctrl_c_ends_all(run_options, tmp_path
     rest, _ = process.communicate(timeout=120)
     output = "".join(lines) + rest
     assert process.returncode != 0
-    assert output.count("epochs of 4 steps") == 1 and output.count("to continue: ") == 1
+    assert output.count("epochs of 4 steps") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
     assert {"checkpoint.pt", "losses.csv", "real.png", "args.json"} <= set(files(tmp_path / "run"))
     fgan.main(["--resume", str(tmp_path / "run"), "--n_epochs", "1"])  # with one process
