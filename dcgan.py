@@ -20,7 +20,7 @@ Departures from the paper:
  3. Learning rates of 4e-4, not 2e-4, and batches of 64, not 128, because a run is meant to take
     minutes.
  4. The learning rates fall linearly to 0 over the second half of the run, as in the authors' MNIST
-    script, and a running average of G draws the samples: both make the samples better.
+    script, and a running average of G draws the samples.
  5. z is Gaussian, not uniform. One z serves both updates of a step, which saves a pass through G.
 """
 import contextlib

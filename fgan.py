@@ -53,7 +53,7 @@ Departures from the paper:
     The learning rates are above 2e-4, and D's is above G's: behind a slow D, G collapses.
  4. PyTorch's initialisation. z is Gaussian, images are in [-1, 1] and G ends in tanh, not sigmoid.
  5. The learning rates fall linearly to 0 over the second half of the run, and a running average of
-    G draws the samples: both make the samples better.
+    G draws the samples.
 """
 import contextlib
 import copy

@@ -21,7 +21,7 @@ Departures from the paper:
  2. Images are in [-1, 1] and G ends in tanh, not sigmoid.
  3. Adam instead of stochastic gradient descent with momentum.
  4. The learning rates fall linearly to 0 over the second half of the run, and a running average of
-    G draws the samples: both make the samples better.
+    G draws the samples.
  5. z is Gaussian, not uniform. One z serves both updates of a step, which saves a pass through G.
 """
 import contextlib
