@@ -17,11 +17,11 @@ E_z[log f(g(z))], as in the parent. If D can't tell real from generated, loss_D 
     python cogan.py --shared_g 0          # the control: the generators share only z
 
 The column agree is the share of pixels on which x2 agrees with x1 transformed into domain 2.
-Compare it with chance, which takes x1 of another z. Whether the pairs match depends on the seed,
-and the first 2,000 steps show it: if agree is not above chance by then, take another --seed. Where
-they match, two classifiers (tests/score.py) see the same MNIST digit in x1
-and x2 in 92 to 93% of the pairs for edge, 96 to 97% for negative, 75 to 89% for mnistm with
-photographs and 93% for rotate (with --shared_g 0: 9% for edge, 10% for rotate).
+Compare it with chance, which takes x1 of another z. Whether the pairs match depends on the seed and
+on rounding, and the first 2,000 steps show it: if agree is not above chance by then, take another
+--seed. Where they match, two classifiers (tests/score.py) see the same MNIST digit in x1 and x2 in
+92 to 93% of the pairs for edge, 96 to 97% for negative, 75 to 89% for mnistm with photographs and
+93% for rotate (with --shared_g 0: 9% for edge, 10% for rotate).
 
 Parent: dcgan.py. `diff dcgan.py cogan.py` shows what the paper adds: a twin for each network, and
 two domains for them.

@@ -24,6 +24,9 @@ Departures from the paper:
     the digit.
  3. As in the authors' code, D's step also trains Q, so that the shared layers ascend L_I, too.
  4. One z serves both updates of a step, which saves a pass through G. Batches of 64, not 128.
+ 5. The category's lambda falls linearly, in --lambda_steps steps to a hundredth. Q soon reads every
+    category, whatever it holds, and with a constant lambda two digits that share two categories
+    may stay so to the end. While lambda falls, the categories can still move apart.
 """
 import contextlib
 import copy
@@ -86,7 +89,10 @@ def parse_args(argv=None, saved=None):
     add("--cuda", action=BooleanOptionalAction, default=False, help="train on a CUDA device")
     add = parser.add_argument_group("options of the paper").add_argument
     add("--lambda_cat", type=in_range(float, 0), default=1.0,
-        help="weight of L_I of the category (%(default)s)")
+        help="weight of L_I of the category at the start of the run (%(default)s)")
+    add("--lambda_steps", type=in_range(int, 1), default=6000,
+        help="steps in which that weight falls to a hundredth; with 1000000000 it is constant, as "
+        "in the paper (%(default)s)")
     add("--lambda_con", type=in_range(float, 0), default=1.0,
         help="weight of L_I of the continuous codes (%(default)s)")
     parser.set_defaults(**(saved or {}))
@@ -158,6 +164,7 @@ class Discriminator(nn.Module):
             layers += [nn.Linear(n_features, n_hidden), nn.BatchNorm1d(n_hidden), nn.LeakyReLU(0.2)]
             n_features = n_hidden
         self.features = nn.Sequential(*layers)
+        self.register_buffer("n_steps", torch.tensor(0))  # for train_step
         self.score = nn.Linear(n_features, 1)
         self.code = nn.Sequential(
             nn.Linear(n_features, 128), nn.BatchNorm1d(128), nn.LeakyReLU(0.1),
@@ -222,6 +229,8 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     c = sample_code(len(x), x.device)
     fake = G(z, c)
+    lambda_cat = args.lambda_cat * (1 - D.n_steps / args.lambda_steps).clamp(min=0.01)
+    D.n_steps += 1
 
     # (1) Update D and Q: ascend V + lambda L_I. detach() keeps the gradient from G.
     s_real, *_ = D(x)
@@ -229,7 +238,7 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     loss_D = discriminator_loss(s_real, s_fake, args)
     L_cat, L_con = information(c, logits, mean)
     opt_D.zero_grad()
-    objective = loss_D - args.lambda_cat * L_cat - args.lambda_con * L_con
+    objective = loss_D - lambda_cat * L_cat - args.lambda_con * L_con
     objective.backward()
     opt_D.step()
 
@@ -239,7 +248,7 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     loss_G = generator_loss(s, args)
     L_cat_G, L_con_G = information(c, logits, mean)
     opt_G.zero_grad()
-    objective = loss_G - args.lambda_cat * L_cat_G - args.lambda_con * L_con_G
+    objective = loss_G - lambda_cat * L_cat_G - args.lambda_con * L_con_G
     objective.backward(inputs=list(G.parameters()))
     opt_G.step()
 
