@@ -7,8 +7,9 @@ from an image. The game is (eq. 6)
 c is c1, a category of 10, with c2 and c3 from U(-1, 1): Q(c|x) is a softmax for c1 and N(mean, 1)
 for c2 and c3. No label is used.
 
-    python infogan.py                                          # MNIST, or drawn digits when offline
-    python infogan.py --lambda_cat 1e-3 --lambda_con 1e-3      # the paper's control
+    python infogan.py                              # MNIST, or drawn digits when offline
+    python infogan.py --lambda_steps 1000000000    # with the paper's constant lambda
+    python infogan.py --lambda_steps 1000000000 --lambda_cat 1e-3 --lambda_con 1e-3    # its control
 
 The control is a GAN that L_I hardly influences. Q still learns: the steps of Adam do not depend on
 the scale of a gradient, as long as it is well above Adam's eps, as it is with 1e-3.
