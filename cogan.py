@@ -37,6 +37,9 @@ Departures from the paper:
     differences of digits and patches of photographs or, without --photos, of drawn clouds.
  4. The paper does not say when pixels agree; here, if both are lighter or both darker than grey.
     The column is of training batches; tests/score.py measures the averaged G.
+ 5. f1 and f2 start equal where their images have as many channels, so that the layers they share
+    see both domains through the same features from the first step. With different starts the pairs
+    often do not match.
 """
 import contextlib
 import copy
@@ -426,7 +429,11 @@ def build(args, device):
     D = Discriminator(img_shapes, args.width, args.layers, args.shared_d)
     args.shared_g = G.config["n_shared"]
     args.shared_d = D.config["n_shared"]
-    return data, G.apply(weights_init).to(device), D.apply(weights_init).to(device)
+    G.apply(weights_init)
+    D.apply(weights_init)
+    if img_shapes[0] == img_shapes[1]:  # f1 and f2 start equal: see departure 5
+        D.private2.load_state_dict(D.private1.state_dict())
+    return data, G.to(device), D.to(device)
 
 
 # Here the paper ends. The rest is the run, which is the same in every script.

@@ -84,6 +84,19 @@ def test_both_scores_come_through_the_tied_layers_of_d():
     assert torch.equal(D(x1, x2)[0], again) and (D(x1, x2)[1] != s2).any()
 
 
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("shared_d", ["0", "1"])
+def test_the_discriminators_of_images_of_one_shape_start_equal(domain, shared_d):
+    G, D, *_ = networks(cogan, options=["--domain", domain, "--shared_d", shared_d])
+    x = images("edge")
+    s1, s2 = D(x[:, :1], x[:, 1:].expand(-1, channels_of(domain) - 1, -1, -1))
+    swapped = D(x[:, 1:], x[:, :1].expand(-1, channels_of(domain) - 1, -1, -1))
+    is_equal = torch.equal(s1, swapped[1]) and torch.equal(s2, swapped[0])
+    assert is_equal == (domain != "mnistm")
+    x1, x2 = G(torch.randn(4, G.latent_dim))
+    assert (x1 != x2).any()  # g1 and g2 do not: nothing but what they share makes pairs
+
+
 # the data
 
 
