@@ -26,8 +26,9 @@ Departures from the paper:
  3. As in the authors' code, D's step also trains Q, so that the shared layers ascend L_I, too.
  4. One z serves both updates of a step, which saves a pass through G. Batches of 64, not 128.
  5. The category's lambda falls linearly, in --lambda_steps steps to a hundredth. Q soon reads every
-    category, whatever it holds, and with a constant lambda two digits that share two categories
-    may stay so to the end. The schedule was chosen on MNIST with seeds 0 and 2 (tests/RESULTS.md).
+    category, whatever it holds, so that two digits which share two categories may stay so to the
+    end, with a falling lambda less often, it seems, than with a constant one. The schedule was
+    chosen on MNIST with seeds 0 and 2; four other seeds are no better (tests/RESULTS.md).
 """
 import contextlib
 import copy
