@@ -37,7 +37,8 @@ Departures from the paper:
  4. The paper does not say when pixels agree; here, if both are lighter or both darker than grey.
     The column is of training batches; tests/score.py measures the averaged G.
  5. f1 and f2 start equal where their images have as many channels. From different starts the pairs
-    of edge matched in some runs and not in others (tests/RESULTS.md).
+    of edge matched in some runs and not in others; from equal ones with each of eight seeds
+    (tests/RESULTS.md).
 """
 import contextlib
 import copy
