@@ -23,8 +23,7 @@ FAMILY = {
     "acgan": ("dcgan", {*NETWORKS, *LOSSES, *CLASSES, "class_loss"}),
     "infogan": (
         "dcgan",
-        {*NETWORKS, "N_CATEGORIES", "N_CONTINUOUS", "q_layers", "scale_gradient",
-         "sample_code", "information", "sample"},
+        {*NETWORKS, "N_CATEGORIES", "N_CONTINUOUS", "sample_code", "information", "sample"},
     ),
     "cogan": (
         "dcgan",

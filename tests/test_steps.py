@@ -93,19 +93,12 @@ def acgan(D, x, y, fake, c):
 
 
 def infogan(D, x, y, fake, c):  # information: see test_labels.py
-    information = importlib.import_module("infogan").information
-    values = cross_entropies(D(x)[0], D(fake)[0])  # loss_D and loss_G are the game's alone
-
-    def bound(h, q_cat, q_con):
-        return information(c, q_cat(h), *q_con(h).chunk(2, 1))
-
-    h = D.features(fake)
-    L_cat, L_con = bound(h.detach(), D.q_cat, D.q_con)  # Q learns both in full
+    s_fake, *Q = D(fake)
+    values = cross_entropies(D(x)[0], s_fake)  # loss_D and loss_G are the game's alone
+    L_cat, L_con = importlib.import_module("infogan").information(c, *Q)
+    weighted = 0.4 * (1 - D.n_steps / 3) * L_cat + 0.7 * L_con
     values |= {"L_I cat": L_cat, "L_I con": L_con}
-    fixed = [copy.deepcopy(net).requires_grad_(False) for net in (D.q_cat, D.q_con)]
-    L_cat_h, L_con_h = bound(h, *fixed)  # what is left of the gradient for D's trunk and for G
-    weighted = 0.4 * (0.1 + 0.9 / 2 ** (D.n_steps / 3)) * L_cat_h + 0.7 * L_con_h
-    return values["loss_D"] - L_cat - L_con - weighted, values["loss_G"] - weighted, values
+    return values["loss_D"] - weighted, values["loss_G"] - weighted, values
 
 
 def cogan(D, x, y, fake, c):
