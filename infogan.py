@@ -7,9 +7,8 @@ from an image. The game is (eq. 6)
 c is c1, one of 10 categories, with c2 and c3 from U(-1, 1). Q(c|x) is a softmax for c1 and, for c2
 and c3, a Gaussian whose mean Q reads from x. No label is used.
 
-    python infogan.py                              # MNIST, or drawn digits when offline
-    python infogan.py --lambda_steps 1000000000    # with the paper's constant lambda
-    python infogan.py --lambda_steps 1000000000 --lambda_cat 1e-3 --lambda_con 1e-3    # its control
+    python infogan.py                                       # MNIST, or drawn digits when offline
+    python infogan.py --lambda_cat 1e-3 --lambda_con 1e-3   # its control
 
 The control is a GAN that L_I hardly influences. Q still learns: the steps of Adam do not depend on
 the scale of a gradient, as long as it is well above Adam's eps, as it is with 1e-3.
@@ -20,17 +19,13 @@ Departures from the paper:
  1. The networks below Q's own layers (D's LeakyReLU of 0.2, not 0.1), z (Gaussian; in the authors'
     code uniform), the averaging and the learning rates' fall to 0 are those of dcgan.py; the rates
     start at the paper's. G ascends log D, whose gradient does not vanish while D wins.
- 2. As in the authors' code, Q's standard deviation is fixed at 1, where the text has it learned.
-    With a learned one L_I of a continuous code has no bound, and at lambda = 1 it comes to decide
-    the digit.
+ 2. As in the authors' code, Q's standard deviation is fixed at 1, where the text has it learned, so
+    that a lambda of 1 serves the continuous codes, too. With a learned one their L_I has no bound,
+    and at lambda = 1 they come to decide the digit.
  3. Eq. 6 has Q in G's minimum. As in the authors' code, it is D's step that trains Q, and with Q
     the shared layers.
  4. One z serves both updates of a step, which saves a pass through G. Batches of 64, not the 128 of
     the authors' code.
- 5. The category's lambda falls linearly, in --lambda_steps steps to a hundredth. Q soon reads every
-    category, whatever it holds, so that two digits which share two categories may stay so to the
-    end, with a falling lambda less often, it seems, than with a constant one. The schedule was
-    chosen on MNIST with seeds 0 and 2; four other seeds are no better (tests/RESULTS.md).
 """
 import contextlib
 import copy
@@ -93,10 +88,7 @@ def parse_args(argv=None, saved=None):
     add("--cuda", action=BooleanOptionalAction, default=False, help="train on a CUDA device")
     add = parser.add_argument_group("options of the paper").add_argument
     add("--lambda_cat", type=in_range(float, 0), default=1.0,
-        help="weight of L_I of the category at the start of the run (%(default)s)")
-    add("--lambda_steps", type=in_range(int, 1), default=6000,
-        help="steps in which that weight falls to a hundredth; with 1000000000 it is constant, as "
-        "in the paper (%(default)s)")
+        help="weight of L_I of the category (%(default)s)")
     add("--lambda_con", type=in_range(float, 0), default=1.0,
         help="weight of L_I of the continuous codes (%(default)s)")
     parser.set_defaults(**(saved or {}))
@@ -168,7 +160,6 @@ class Discriminator(nn.Module):
             layers += [nn.Linear(n_features, n_hidden), nn.BatchNorm1d(n_hidden), nn.LeakyReLU(0.2)]
             n_features = n_hidden
         self.features = nn.Sequential(*layers)
-        self.register_buffer("n_steps", torch.tensor(0))  # for lambda; the checkpoint has it
         self.score = nn.Linear(n_features, 1)
         self.code = nn.Sequential(
             nn.Linear(n_features, 128), nn.BatchNorm1d(128), nn.LeakyReLU(0.1),
@@ -233,9 +224,6 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     c = sample_code(len(x), x.device)
     fake = G(z, c)
-    # from args.lambda_cat to a hundredth of it, in a line
-    lambda_cat = args.lambda_cat * (1 - D.n_steps / args.lambda_steps).clamp(min=0.01)
-    D.n_steps += 1
 
     # (1) Update D and Q: ascend V + lambda L_I. detach() keeps the gradient from G.
     s_real, *_ = D(x)
@@ -243,7 +231,7 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     loss_D = discriminator_loss(s_real, s_fake, args)
     L_cat, L_con = information(c, logits, mean)
     opt_D.zero_grad()
-    objective = loss_D - lambda_cat * L_cat - args.lambda_con * L_con
+    objective = loss_D - args.lambda_cat * L_cat - args.lambda_con * L_con
     objective.backward()
     opt_D.step()
 
@@ -253,7 +241,7 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     loss_G = generator_loss(s, args)
     L_cat_G, L_con_G = information(c, logits, mean)
     opt_G.zero_grad()
-    objective = loss_G - lambda_cat * L_cat_G - args.lambda_con * L_con_G
+    objective = loss_G - args.lambda_cat * L_cat_G - args.lambda_con * L_con_G
     objective.backward(inputs=list(G.parameters()))
     opt_G.step()
 
