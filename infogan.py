@@ -13,6 +13,8 @@ and c3, a Gaussian whose mean Q reads from x. No label is used.
 The control is a GAN that L_I hardly influences. Q still learns: the steps of Adam do not depend on
 the scale of a gradient, as long as it is well above Adam's eps, as it is with 1e-3.
 
+With some seeds two similar digits, such as 4 and 9, share two categories (tests/RESULTS.md).
+
 Parent: dcgan.py. `diff dcgan.py infogan.py` shows what the paper adds: a code for G, and Q.
 
 Departures from the paper:
