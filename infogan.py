@@ -10,10 +10,10 @@ and c3, a Gaussian whose mean Q reads from x. No label is used.
     python infogan.py                                       # MNIST, or drawn digits when offline
     python infogan.py --lambda_cat 1e-3 --lambda_con 1e-3   # its control
 
-The control is a GAN that L_I hardly influences. Q still learns: the steps of Adam do not depend on
-the scale of a gradient, as long as it is well above Adam's eps, as it is with 1e-3.
+The control is a GAN that L_I hardly influences. Q still learns: the steps of Adam in Q's own layers
+do not depend on the scale of a gradient, as long as it is well above Adam's eps, as with 1e-3.
 
-With some seeds two similar digits, such as 4 and 9, share two categories (tests/RESULTS.md).
+With some seeds similar digits, such as 4 and 9, share categories (tests/RESULTS.md).
 
 Parent: dcgan.py. `diff dcgan.py infogan.py` shows what the paper adds: a code for G, and Q.
 
@@ -23,7 +23,7 @@ Departures from the paper:
     start at the paper's. G ascends log D, whose gradient does not vanish while D wins.
  2. As in the authors' code, Q's standard deviation is fixed at 1, where the text has it learned, so
     that a lambda of 1 serves the continuous codes, too. With a learned one their L_I has no bound,
-    and at lambda = 1 they come to decide the digit.
+    and they may come to tell digits apart (tests/RESULTS.md).
  3. Eq. 6 has Q in G's minimum. As in the authors' code, it is D's step that trains Q, and with Q
     the shared layers.
  4. One z serves both updates of a step, which saves a pass through G. Batches of 64, not the 128 of
