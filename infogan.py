@@ -218,6 +218,11 @@ def information(c, logits, mean):
     return L_cat, L_con
 
 
+def entropy(logits):
+    """Entropy of Q(c1|x) in nats, the mean over images: 0 if Q is sure, log 10 if it guesses."""
+    return -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+
+
 def train_step(G, D, opt_G, opt_D, x, y, args):
     """Update D and Q, then G, on images x (N, C, H, H); the labels y (N,) are not used.
 
@@ -228,7 +233,7 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     fake = G(z, c)
 
     # (1) Update D and Q: ascend V + lambda L_I. detach() keeps the gradient from G.
-    s_real, *_ = D(x)
+    s_real, logits_real, _ = D(x)
     s_fake, logits, mean = D(fake.detach())
     loss_D = discriminator_loss(s_real, s_fake, args)
     L_cat, L_con = information(c, logits, mean)
@@ -248,7 +253,7 @@ def train_step(G, D, opt_G, opt_D, x, y, args):
     opt_G.step()
 
     values = {"loss_D": loss_D, "loss_G": loss_G, "s(x)": s_real.mean(), "s(G(z))": s_fake.mean()}
-    values |= {"L_I cat": L_cat, "L_I con": L_con}
+    values |= {"L_I cat": L_cat, "L_I con": L_con, "H(c1|x)": entropy(logits_real)}
     return {name: value.detach() for name, value in values.items()}
 
 

@@ -23,7 +23,8 @@ FAMILY = {
     "acgan": ("dcgan", {*NETWORKS, *LOSSES, *CLASSES, "class_loss"}),
     "infogan": (
         "dcgan",
-        {*NETWORKS, "N_CATEGORIES", "N_CONTINUOUS", "sample_code", "information", "sample"},
+        {*NETWORKS, "N_CATEGORIES", "N_CONTINUOUS", "sample_code", "information", "entropy",
+         "sample"},
     ),
     "cogan": (
         "dcgan",

@@ -234,6 +234,14 @@ def test_infogan_information_is_0_for_a_q_that_knows_nothing_and_has_its_documen
     assert [value.item() for value in knowing] == pytest.approx(bounds, abs=1e-4)
 
 
+def test_infogan_s_entropy_is_0_where_q_is_sure_and_log_10_where_it_guesses():
+    sure, guess = torch.tensor([1e4, *[0.0] * 9]), torch.zeros(10)
+    entropies = [infogan.entropy(logits[None]).item() for logits in (sure, guess)]
+    assert entropies == pytest.approx([0, math.log(10)], abs=1e-6)
+    of_both = infogan.entropy(torch.stack([sure, guess])).item()
+    assert of_both == pytest.approx(math.log(10) / 2, abs=1e-6)
+
+
 def test_infogan_s_q_takes_as_large_steps_in_the_control():
     """Adam divides by the gradient's size: lambda 1e-3 slows G and D's trunk, but not Q."""
     moved = {}

@@ -93,11 +93,12 @@ def acgan(D, x, y, fake, c):
 
 
 def infogan(D, x, y, fake, c):  # information: see test_labels.py
-    s_fake, *Q = D(fake)
-    values = cross_entropies(D(x)[0], s_fake)  # loss_D and loss_G are the game's alone
+    (s_real, logits_real, _), (s_fake, *Q) = D(x), D(fake)
+    values = cross_entropies(s_real, s_fake)  # loss_D and loss_G are the game's alone
     L_cat, L_con = importlib.import_module("infogan").information(c, *Q)
     weighted = 0.4 * L_cat + 0.7 * L_con
     values |= {"L_I cat": L_cat, "L_I con": L_con}
+    values["H(c1|x)"] = torch.distributions.Categorical(logits=logits_real).entropy().mean()
     return values["loss_D"] - weighted, values["loss_G"] - weighted, values
 
 
