@@ -478,13 +478,16 @@ def compare(title, samples, train, test, cache):
     return p.argmax(1), accuracy
 
 
+@torch.no_grad()
 def infogan_rows(saved, module, test):
-    """Print how well infogan.py's categories are classes."""
+    """Print how well infogan.py's categories are classes, and, without labels, how sure Q is."""
     D = module.Discriminator(tuple(saved["config_G"]["img_shape"]), saved["config_G"]["width"])
     D.load_state_dict(saved["D"])
     error, n_own = unsupervised_error(D, test.images, test.labels, len(test.classes))
     row("unsupervised test error", error)
     row("categories with own class", f"{n_own} of {module.N_CATEGORIES}")
+    logits = torch.cat([D(unit(chunk))[1] for chunk in test.images.split(1000)])  # in eval mode
+    row("entropy of Q(c1|x)", module.entropy(logits).item())
 
 
 def cogan_rows(saved, module, pairs, seen, classes, train, test, cache):

@@ -188,6 +188,7 @@ def test_infogan_s_error_is_that_of_the_test_set(table):
             return None, Net().features(x)[1].roll(3, 1), None
 
     module = {"Discriminator": D, "N_CATEGORIES": 10, "sample_code": lambda n, device: None}
+    module["entropy"] = infogan.entropy
     G = generator(lambda z, c: picture(around(100, len(z)), torch.zeros(len(z)).long()))
     labels = torch.arange(300) % 10
     sets = planted((around(100, 300), labels), (around(100, 300), labels))
@@ -196,6 +197,9 @@ def test_infogan_s_error_is_that_of_the_test_set(table):
     rows = table("infogan", G, sets, "--quick", module=module)
     assert rows["unsupervised test error"] == ["0.000"]
     assert rows["categories with own class"] == "10 of 10".split()
+    logits = nn.functional.one_hot(torch.tensor(0), 10).float()  # of any image, but for their order
+    expected = torch.distributions.Categorical(logits=logits).entropy().item()
+    assert rows["entropy of Q(c1|x)"] == [f"{expected:.3f}"]
 
 
 def test_pairs_of_cogan_are_compared_image_by_image(table):
@@ -431,7 +435,7 @@ def test_the_folders_train_and_test_are_the_two_sets(tmp_path, capsys):
 OWN_ROWS = {
     "dcgan": ["log-likelihood (GAN)", "log-likelihood (f-GAN)"],
     "cgan": ["class asked = class seen", "1-NN test error"],
-    "infogan": ["unsupervised test error", "categories with own class"],
+    "infogan": ["unsupervised test error", "categories with own class", "entropy of Q(c1|x)"],
     "cogan": ["domain 2: edge", "same class in both domains", "pixel agreement"],
 }
 
