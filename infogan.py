@@ -1,33 +1,35 @@
 """InfoGAN: a code that Q must recover from G's images comes to mean digit, slant or width.
 
 Chen et al. 2016, arXiv:1606.03657. Q, which shares all of D but the last layers, reads the code c
-from an image. The game is (eq. 6)
+from an image. With V the game of dcgan.py, that of InfoGAN is (eq. 6)
     min_{G,Q} max_D V(D, G) - lambda L_I(G, Q),
     L_I = E[log Q(c | G(z, c))] + H(c) <= I(c; G(z, c))                                    (eq. 5).
-c is c1, one of 10 categories, with c2 and c3 from U(-1, 1). Q(c|x) is a softmax for c1 and, for c2
-and c3, a Gaussian whose mean Q reads from x. No label is used.
+The code c consists of c1, one of 10 categories, and of c2 and c3, both from U(-1, 1). Q(c1|x) is a
+softmax, Q(c2|x) and Q(c3|x) are Gaussians whose means Q reads from x. No label is used.
 
     python infogan.py                                       # MNIST, or drawn digits when offline
-    python infogan.py --lambda_cat 1e-3 --lambda_con 1e-3   # its control
+    python infogan.py --lambda_cat 1e-3 --lambda_con 1e-3   # the paper's control
 
 The control is a GAN that L_I hardly influences. Q still learns: the steps of Adam in Q's own layers
 do not depend on the scale of a gradient, as long as it is well above Adam's eps, as with 1e-3.
 
-With some seeds similar digits, such as 4 and 9, share categories (tests/RESULTS.md).
+With many seeds similar digits, such as 4 and 9, share categories. To choose among runs no label is
+needed: the lower the last H(c1|x) in losses.csv, the better the run mostly is (tests/RESULTS.md).
+It is the entropy of Q(c1|x) on real images, an addition of ours that nothing is trained on.
 
 Parent: dcgan.py. `diff dcgan.py infogan.py` shows what the paper adds: a code for G, and Q.
 
 Departures from the paper:
- 1. The networks below Q's own layers (D's LeakyReLU of 0.2, not 0.1), z (Gaussian; in the authors'
-    code uniform), the averaging and the learning rates' fall to 0 are those of dcgan.py; the rates
-    start at the paper's. G ascends log D, whose gradient does not vanish while D wins.
+ 1. G, all of D but Q's own layers (LeakyReLU of 0.2, not 0.1), z (Gaussian; in the authors' code
+    uniform), the averaging and the learning rates' fall to 0 are those of dcgan.py; the rates start
+    at the paper's. G ascends log D, whose gradient does not vanish while D wins.
  2. As in the authors' code, Q's standard deviation is fixed at 1, where the text has it learned, so
     that a lambda of 1 serves the continuous codes, too. With a learned one their L_I has no bound,
     and they may come to tell digits apart (tests/RESULTS.md).
- 3. Eq. 6 has Q in G's minimum. As in the authors' code, it is D's step that trains Q, and with Q
-    the shared layers.
- 4. One z serves both updates of a step, which saves a pass through G. Batches of 64, not the 128 of
-    the authors' code.
+ 3. In eq. 6 Q minimises together with G. Here, as in the authors' code, Q learns in D's step, and
+    the layers that it shares with D ascend L_I, too.
+ 4. One z serves both updates of a step, which saves a pass through G. On MNIST 11,244 steps with
+    batches of 64; in the authors' code 5,000 with batches of 128.
 """
 import contextlib
 import copy
@@ -207,8 +209,9 @@ def sample_code(n, device):
 def information(c, logits, mean):
     """L_I = E[log Q(c|x)] + H(c) (eq. 5), in nats, of the category and of the continuous codes.
 
-    Q(c|x) is the softmax of the logits for the category, N(mean, 1) for each continuous code. They
-    are at most log 10 = 2.30 and log(2 / pi) = -0.45.
+    Q(c|x) is the softmax of the logits for the category, N(mean, 1) for each continuous code. The
+    first is at most log 10 = 2.30, the second log(2 / pi) = -0.45: with a deviation fixed at 1 it
+    is below 0 even for a perfect Q, and only its rise tells something.
     """
     category, values = c.split([N_CATEGORIES, N_CONTINUOUS], 1)
     log_q_cat = (category * logits.log_softmax(1)).sum(1)
@@ -226,7 +229,9 @@ def entropy(logits):
 def train_step(G, D, opt_G, opt_D, x, y, args):
     """Update D and Q, then G, on images x (N, C, H, H); the labels y (N,) are not used.
 
-    Returns the losses, the mean raw scores and L_I by name, as detached scalars on the device.
+    Returns by name, as detached scalars on the device: the losses without L_I, the mean raw scores,
+    L_I of the category and of the continuous codes in D's step, and H(c1|x), the entropy of Q(c1|x)
+    on x.
     """
     z = torch.randn(len(x), G.latent_dim, device=x.device)
     c = sample_code(len(x), x.device)

@@ -486,7 +486,8 @@ def infogan_rows(saved, module, test):
     error, n_own = unsupervised_error(D, test.images, test.labels, len(test.classes))
     row("unsupervised test error", error)
     row("categories with own class", f"{n_own} of {module.N_CATEGORIES}")
-    logits = torch.cat([D(unit(chunk))[1] for chunk in test.images.split(1000)])  # in eval mode
+    D.eval()
+    logits = torch.cat([D(unit(chunk))[1] for chunk in test.images.split(1000)])
     row("entropy of Q(c1|x)", module.entropy(logits).item())
 
 
