@@ -14,8 +14,9 @@ The control is a GAN that L_I hardly influences. Q still learns: the steps of Ad
 do not depend on the scale of a gradient, as long as it is well above Adam's eps, as with 1e-3.
 
 With many seeds similar digits, such as 4 and 9, share categories. To choose among runs no label is
-needed: the lower the last H(c1|x) in losses.csv, the better the run mostly is (tests/RESULTS.md).
-It is the entropy of Q(c1|x) on real images, an addition of ours that nothing is trained on.
+needed: the lower the last H(c1|x) in losses.csv, the better the run mostly is (tests/RESULTS.md;
+tried on MNIST only). It is the entropy of Q(c1|x) on real images, an addition of ours that nothing
+is trained on.
 
 Parent: dcgan.py. `diff dcgan.py infogan.py` shows what the paper adds: a code for G, and Q.
 
